@@ -26,7 +26,6 @@ GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: the text encoder, its la
     python 02_transformer.py        about five seconds: attention by hand, a caption's way through the
                                     encoder, what padding does; a map of attention in outputs/
 """
-import math
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -53,8 +52,8 @@ class TextConfig:
 
 # The named sizes [GLIDE section 4 and the released configuration]. Base and upsampler each own an encoder.
 TEXT = {
-    "tiny": TextConfig(vocab_size=768, context=24, width=128, layers=3, heads=2),
-    "tiny-upsampler": TextConfig(vocab_size=768, context=24, width=128, layers=2, heads=2),
+    "tiny": TextConfig(vocab_size=512, context=20, width=128, layers=3, heads=2),
+    "tiny-upsampler": TextConfig(vocab_size=512, context=20, width=128, layers=2, heads=2),
     "filtered": TextConfig(width=512, layers=16, heads=8),
     "paper": TextConfig(width=2048, layers=24, heads=32),
     "paper-upsampler": TextConfig(width=1024, layers=24, heads=16),
@@ -156,18 +155,17 @@ class TextEncoder(nn.Module):
         self.apply(self._start)
 
     def _start(self, module):
-        """Small Gaussian weights, so that the residual stream is not drowned by its first block. The layers
-        that write into the stream start smaller still the more of them there are (as in GPT-2)."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+        """The first weights. A linear layer keeps the size of what it is given (variance 1/inputs); those that
+        write into the residual stream start smaller the more of them there are (as in GPT-2)."""
         if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):
             for layer in (module.attention.out, module.mlp.down):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.layers))
-        if module is self:   # the released code leaves these two unset; ours start like any embedding
-            nn.init.normal_(self.positions, std=0.02)
-            nn.init.normal_(self.padding, std=0.02)
+                layer.weight.data *= (2 * self.config.layers) ** -0.5
+        if module is self:   # the released code leaves positions and padding unset; ours start like the tokens
+            for table in (self.tokens.weight, self.positions, self.padding):
+                nn.init.normal_(table, std=0.02)
 
     def embed(self, tokens, mask):
         """tokens [B, K] long, mask [B, K] bool -> [B, K, D]: what the first block sees."""

@@ -253,3 +253,48 @@ class UNet(nn.Module):
             if level.resample:
                 h = level.resample(h, emb)
         return self.leave(h).float()
+
+    @classmethod
+    def load(cls, path):
+        """The U-Net of a weight file, in eval mode and float32. Raises as `read_weights`."""
+        model = cls(config_of(read_weights(path)["config"]))
+        model.load_state_dict(read_weights(path)["weights"])
+        return model.eval()
+
+
+# --- Weight files ------------------------------------------------------------------------------------
+
+def config_of(saved):
+    """A UNetConfig from the plain dictionary that a weight file holds."""
+    return UNetConfig(**{**saved, "text": TextConfig(**saved["text"])})
+
+
+def save_weights(path, model, **facts):
+    """Write a model's weights, in 16 bits, with its config and whatever else must be known to use them.
+
+    First under a temporary name, then renamed: whoever looks sees the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().half() for key, value in model.state_dict().items()}
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_weights(path):
+    """What `save_weights` wrote: a dictionary with config, weights (float32) and facts.
+
+    Raises FileNotFoundError, or ValueError for a file that is cut short or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return {**saved, "weights": {key: value.float() for key, value in saved["weights"].items()}}
+    except Exception as e:   # torch.load fails in many ways on bytes that are not its own
+        raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None

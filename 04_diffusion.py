@@ -26,13 +26,18 @@ Papers: [D] DDPM, Ho et al. 2020, arXiv 2006.11239; [I] Improved DDPM, Nichol & 
                                 samplers, a small denoiser trained on the spot; a picture in outputs/
 """
 import math
+import random
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from matplotlib import get_data_path   # matplotlib brings the font that the little world is drawn with
+from PIL import Image, ImageDraw, ImageFont
 
 tokenizer = import_module("01_tokenizer")
 unet = import_module("03_unet")
@@ -361,3 +366,85 @@ class MixtureDenoiser:
         low, high = d.at(d.log_posterior, t, x), d.at(d.betas.log(), t, x)
         best = d.at(d.posterior_variance, t, x) + d.at(d.share_x0, t, x).square() * variance
         return torch.cat([eps, 2 * (best.log() - low) / (high - low) - 1], dim=1)
+
+
+# --- The pictures of the little language -------------------------------------------------------------
+
+# Each noun is one character of DejaVu Sans, the font that matplotlib brings along.
+GLYPHS = dict(
+    heart="♥", star="★", umbrella="☂", cloud="☁", sun="☀", moon="☾", house="⌂", diamond="♦", anchor="⚓",
+    airplane="✈", cross="✚", flower="✿", club="♣", spade="♠", snowman="☃", telephone="☎", envelope="✉",
+    knight="♞", rook="♜", queen="♛", pawn="♟", cup="☕", note="♪", skull="☠", flag="⚑", snowflake="❄", gear="⚙",
+    smiley="☻", pencil="✎", bolt="⚡", cat="🐱", arrow="➔", triangle="▲", bowtie="⧓", hand="☛")
+
+# Red, green, blue from 0 to 255, chosen to stay apart from each other and from every background.
+RGB = dict(red=(222, 20, 35), green=(25, 165, 55), blue=(35, 75, 235), yellow=(255, 232, 20), purple=(140, 40, 190),
+           orange=(255, 130, 0), pink=(255, 125, 200), cyan=(0, 215, 230),
+           white=(255, 255, 255), gray=(128, 128, 128), black=(0, 0, 0), brown=(100, 60, 25))
+RGB = {name: np.array(rgb, np.float32) for name, rgb in RGB.items()}
+
+# The longer side of a glyph, smallest and largest: what has the 64 pixels to itself, and what shares them.
+ALONE = dict(small=(27, 31), large=(44, 50))
+SHARED = dict(small=(18, 21), large=(27, 30))
+
+
+@lru_cache(maxsize=None)
+def ink(noun):
+    """A noun's glyph, drawn large, a little bold (thin lines would be lost at 16 pixels), and cropped to its ink."""
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 300)
+    page = Image.new("L", (600, 600))
+    ImageDraw.Draw(page).text((150, 100), GLYPHS[noun], font=font, fill=255, stroke_width=3)
+    return page.crop(page.getbbox())
+
+
+@lru_cache(maxsize=None)
+def coverage(noun, side):
+    """How much of each pixel a glyph covers when its longer side is `side` pixels: [h, w, 1], 0 to 1."""
+    glyph = ink(noun)
+    w, h = (round(length * side / max(glyph.size)) for length in glyph.size)
+    return np.asarray(glyph.resize((w, h), Image.BOX), np.float32)[..., None] / 255   # BOX: the area's mean
+
+
+def cells(scene, rng):
+    """The corner (x, y) of a square of 32 pixels for each thing of a canonical scene."""
+    along = rng.randint(0, 32)
+    if scene.relation == "to the left of":
+        return [(0, along), (32, along)]
+    if scene.relation == "above":
+        return [(along, 0), (along, 32)]
+    return rng.sample([(0, 0), (32, 0), (0, 32), (32, 32)], scene.count)
+
+
+def near_middle(rng, corner, room, length, wander):
+    """Where `length` pixels begin: in the middle of the room, or up to `wander` pixels from there."""
+    slack = (room - length) // 2
+    return corner + slack + rng.randint(-min(slack, wander), min(slack, wander))
+
+
+def draw(scene, rng):
+    """The picture of a scene that leaves nothing open (`Scene.fill`): uint8 [64, 64, 3]; rng a random.Random."""
+    scene = scene.canonical()
+    sides, room, wander = (ALONE, 62, 31) if scene.kind == "single" else (SHARED, 32, 5)
+    corners = [(1, 1)] if scene.kind == "single" else cells(scene, rng)
+    background = RGB[scene.background]
+    picture = np.tile(background, (64, 64, 1))
+    for thing, (x, y) in zip(scene.things * scene.count, corners):
+        mask = coverage(thing.noun, rng.randint(*sides[thing.size]))
+        h, w, _ = mask.shape
+        x, y = near_middle(rng, x, room, w, wander), near_middle(rng, y, room, h, wander)
+        picture[y:y + h, x:x + w] += mask * (RGB[thing.color] - background)
+    return (picture + 0.5).astype(np.uint8)
+
+
+def world_pictures(n, seed, difficulty="full", held_out=False):
+    """n pictures, their captions and what they show: uint8 [n, 3, 64, 64], n strings, n filled scenes."""
+    rng = random.Random(seed)
+    said = [tokenizer.random_scene(rng, difficulty, held_out) for _ in range(n)]
+    shown = [scene.fill(rng) for scene in said]
+    pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in shown]))
+    return pictures.permute(0, 3, 1, 2).contiguous(), [scene.caption() for scene in said], shown
+
+
+def reduce(pictures, size):
+    """uint8 [n, 3, 64, 64] -> float32 [n, 3, size, size] in [-1, 1]: each pixel the mean of a square."""
+    return F.avg_pool2d(pictures.float(), 64 // size) / 127.5 - 1

@@ -24,6 +24,7 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4.3); overwriting: 
     python 06_inpaint.py        about ten seconds: masks, the first two ways with the small weights, and
                                 how much of the known part each keeps; a picture in outputs/
 """
+import random
 from importlib import import_module
 from pathlib import Path
 
@@ -33,6 +34,48 @@ diffusion = import_module("04_diffusion")
 
 OUTPUTS = Path(__file__).parent / "outputs"
 
+
+# --- Masks: 1 = known, 0 = to be drawn ---------------------------------------------------------------
+
+def box(height, width, rng):
+    """A rectangle to be drawn, of a quarter to all of either side."""
+    mask = torch.ones(height, width)
+    h, w = rng.randint(max(1, height // 4), height), rng.randint(max(1, width // 4), width)
+    top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+    mask[top:top + h, left:left + w] = 0
+    return mask
+
+
+def border(height, width, rng):
+    """Everything outside a rectangle: the picture is to be continued."""
+    return 1 - box(height, width, rng)
+
+
+def stroke(height, width, rng):
+    """What a brush wipes out along a few straight lines: each pixel nearer than its radius to one of them."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([rows, columns], dim=-1).float()                     # [H, W, 2]
+    corners = torch.tensor([[rng.uniform(0, height), rng.uniform(0, width)] for _ in range(rng.randint(2, 5))])
+    radius, mask = rng.uniform(0.05, 0.2) * min(height, width), torch.ones(height, width)
+    for start, end in zip(corners, corners[1:]):
+        along = end - start
+        share = ((pixels - start) @ along / along.square().sum().clamp(min=1e-6)).clamp(0, 1)
+        mask[(pixels - start - share[..., None] * along).norm(dim=-1) <= radius] = 0
+    return mask
+
+
+def random_mask(count, height, width, *, seed=0):
+    """The masks that inpainting is trained and tested on: boxes, strokes, borders, everything and nothing.
+
+    -> [count, 1, height, width] of 0 and 1. "Nothing known" keeps the model able to draw from scratch.
+    """
+    rng = random.Random(seed)
+    kinds = rng.choices([box, stroke, border, lambda h, w, _: torch.ones(h, w), lambda h, w, _: torch.zeros(h, w)],
+                        weights=[8, 5, 4, 1, 2], k=count)
+    return torch.stack([kind(height, width, rng) for kind in kinds])[:, None]
+
+
+# --- Three ways of drawing around them ---------------------------------------------------------------
 
 def with_known(model):
     """A denoiser that is shown the known part of the picture.

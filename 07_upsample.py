@@ -26,8 +26,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-diffusion = import_module("04_diffusion")
 unet = import_module("03_unet")
+diffusion = import_module("04_diffusion")
+inpaint = import_module("06_inpaint")
 
 OUTPUTS = Path(__file__).parent / "outputs"
 FACTOR = 4   # 64 -> 256, and 16 -> 64 in the tiny preset
@@ -70,3 +71,17 @@ def upsample(model, low_res, *, process, generator=None, noise=0.997, **cond):
     B, C, H, W = low_res.shape
     x = noise * diffusion.gaussian(low_res.new_empty(B, C, FACTOR * H, FACTOR * W), generator)
     return process.ddim_sample(model, x, low_res=round_to_bytes(low_res), **cond)
+
+
+def denoiser_of(model, config, process=diffusion.DiffusionConfig()):
+    """A U-Net as a denoiser: given the inputs that its channels ask for, and answering ε whatever it predicts.
+
+    config  its UNetConfig: 3 input channels for a base model, 6 for an upsampler, and 4 more with known parts
+    """
+    inputs = {0: [], 3: [with_low_res], 4: [inpaint.with_known], 7: [with_low_res, inpaint.with_known]}
+    extra = config.in_channels - config.out_channels // 2
+    if extra not in inputs:
+        raise ValueError(f"no GLIDE model has {config.in_channels} input channels; they have 3, 6, 7 or 10")
+    for wrap in inputs[extra]:
+        model = wrap(model)
+    return diffusion.answers_eps(model, process)

@@ -3,7 +3,6 @@ import re
 from importlib import import_module
 import torch
 unet = import_module("03_unet")
-inpaint = import_module("06_inpaint")
 upsample = import_module("07_upsample")
 
 # --- Released weights: one table of names, both ways -----------------------------------------------------
@@ -90,16 +89,4 @@ def load_openai(state_dict):
         if value.shape != own[ours].shape:
             raise ValueError(f"{names[ours]} is {list(value.shape)} where {list(own[ours].shape)} was expected")
     model.load_state_dict(weights)
-    return denoiser_of(model.eval())
-
-
-def denoiser_of(model):
-    """Give a U-Net the inputs that its input channels ask for: 3 base, 6 upsampler, 7 and 10 with known parts."""
-    extra = model.config.in_channels - model.config.out_channels // 2
-    wraps = {0: [], 3: [upsample.with_low_res], 4: [inpaint.with_known],
-             7: [upsample.with_low_res, inpaint.with_known]}
-    if extra not in wraps:
-        raise ValueError(f"no GLIDE model has {model.config.in_channels} input channels")
-    for wrap in wraps[extra]:
-        model = wrap(model)
-    return model
+    return upsample.denoiser_of(model.eval(), config)

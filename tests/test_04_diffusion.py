@@ -1,0 +1,334 @@
+"""Diffusion: released answers, closed forms for every sampler, the schedule's arithmetic."""
+import json
+import math
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+import formula
+
+diffusion = import_module("04_diffusion")
+SCHEDULES = {"squaredcos_cap_v2": diffusion.cosine_betas, "linear": diffusion.linear_betas}
+T4 = torch.tensor([0, 1, 500, 999])
+
+
+def inputs():
+    x0 = formula.inp("x0", 4, 3, 8, 8).clamp(-1, 1)
+    output = torch.cat([formula.inp("model_eps", 4, 3, 8, 8), formula.inp("model_var", 4, 3, 8, 8)], dim=1)
+    return x0, formula.inp("noise", 4, 3, 8, 8), output
+
+
+def cosine(spec=None):
+    return diffusion.Diffusion.of(diffusion.DiffusionConfig("cosine"), spec)
+
+
+def linear(spec=None):
+    return diffusion.Diffusion.of(diffusion.DiffusionConfig("linear"), spec)
+
+
+# --- Schedules and respacing ---
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_the_released_ones(name):
+    betas = SCHEDULES[name](1000)
+    d = diffusion.Diffusion(betas)
+    assert betas.dtype == torch.float64, "the schedule is float64: in float32 the product of 1,000 numbers drifts"
+    for table, key in (betas, "betas"), (d.alpha_bar, "alphas_cumprod"), (d.share_x0, "posterior_mean_coef1"), \
+            (d.share_xt, "posterior_mean_coef2"), (d.posterior_variance, "posterior_variance"), \
+            (d.log_posterior, "posterior_log_variance_clipped"):
+        assert torch.allclose(table, formula.golden(f"schedule.{name}.{key}"), rtol=1e-9, atol=1e-12), key
+    for spec in "100", "fast27":
+        respaced = diffusion.Diffusion(betas, diffusion.respace(1000, spec)).betas
+        assert torch.allclose(respaced, formula.golden(f"respaced.{name}.{spec}.betas"), rtol=1e-9, atol=1e-12)
+
+
+def test_cosine_schedule_is_the_papers_curve():
+    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s)·π/2), s = 0.008  [Improved DDPM eq. 17]."""
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
+    alpha_bar = cosine().alpha_bar
+    for t in (0, 10, 500, 900):
+        assert alpha_bar[t].item() == pytest.approx(f[t + 1] / f[0], rel=1e-10)
+
+
+def test_respacing_keeps_the_released_timesteps():
+    for spec, kept in json.loads((formula.GOLDEN / "respacing.json").read_text()).items():
+        assert diffusion.respace(1000, spec) == kept, f"{spec} keeps other timesteps"
+
+
+@pytest.mark.parametrize("spec", ["0", "1001", "-3", "ten", "", "10,,10", "ddim", "ddim0", "ddim999", "600,600", "2.5"])
+def test_an_impossible_walk_is_refused(spec):
+    with pytest.raises(ValueError):
+        diffusion.respace(1000, spec)
+
+
+def test_a_respaced_process_keeps_alpha_bar_and_the_original_names():
+    whole, short = cosine(), cosine("10")
+    assert torch.allclose(short.alpha_bar, whole.alpha_bar[short.timesteps]), "fewer steps, the same noise at each"
+    asked = []
+
+    def spy(x, t):
+        asked.extend(t.tolist())
+        return torch.zeros(len(x), 6, 2, 2)
+    short.ddim_sample(spy, torch.randn(1, 3, 2, 2))
+    assert asked == short.timesteps[::-1], "the denoiser is told original timesteps, 999 first"
+
+
+def test_a_timestep_that_was_not_kept_is_an_error():
+    short, x = cosine("10"), torch.zeros(1, 3, 2, 2)
+    for call in (lambda t: short.q_sample(x, t, x), lambda t: short.p_mean_variance(torch.zeros(1, 6, 2, 2), x, t)):
+        with pytest.raises(ValueError, match="timestep 5 "):
+            call(torch.tensor([5]))
+
+
+# --- Released answers ---
+
+def test_q_sample_gives_the_released_answer():
+    x0, noise, _ = inputs()
+    formula.agree(cosine().q_sample(x0, T4, noise), formula.golden("q_sample"), 1e-4)
+
+
+@pytest.mark.parametrize("case", ["clip0", "clip1", "fast27"])
+def test_posterior_gives_the_released_answer(case):
+    d, t = (cosine("fast27"), formula.golden("p_mean_variance.fast27.timesteps")) if case == "fast27" else (cosine(), T4)
+    p = d.p_mean_variance(inputs()[2], formula.golden("q_sample"), t, clip=case != "clip0")
+    for answer, key in (p.mean, "mean"), (p.log_variance, "log_variance"), (p.x0, "pred_xstart"):
+        formula.agree(answer, formula.golden(f"p_mean_variance.{case}.{key}"), 1e-4)
+
+
+@pytest.mark.parametrize("name, d", [("cosine", cosine()), ("linear", linear())])
+def test_hybrid_loss_gives_the_released_answer(name, d):
+    x0, noise, output = inputs()
+    formula.agree(d.loss(lambda x, t: output, x0, T4, noise), formula.golden(f"loss.{name}.loss"), 1e-4)
+    bound = d.bound(output, x0, d.q_sample(x0, T4, noise), T4)
+    formula.agree(bound, formula.golden(f"vb_bits_per_dim.{name}"), 1e-4)
+    formula.agree((noise - output[:, :3]).square().flatten(1).mean(1), formula.golden(f"loss.{name}.mse"), 1e-4)
+
+
+def released_walk(sampler, d=None, **options):
+    return getattr(d or cosine("ddim10"), sampler)(
+        formula.denoiser("base"), formula.inp("x_T", 3, 3, 16, 16), **formula.conditioning("base", "a"), **options)
+
+
+def pull(x, t):
+    return 0.5 * (1.5 * formula.inp("inpaint_image", 3, 3, 16, 16) - x)
+
+
+def test_ddim_walks_as_the_released_code():
+    formula.agree(released_walk("ddim_sample"), formula.golden("ddim.plain"), 2e-3)
+    formula.agree(released_walk("ddim_sample", grad_fn=pull), formula.golden("ddim.grad"), 2e-3)
+
+
+@pytest.mark.parametrize("key, grad_fn", [("ddpm.injected", None), ("ddpm.grad", pull)])
+def test_ancestral_sampler_walks_as_the_released_code(key, grad_fn, monkeypatch):
+    steps = iter(range(10))
+    monkeypatch.setattr(diffusion, "gaussian", lambda x, g: formula.inp(f"noise_{next(steps)}", 3, 3, 16, 16))
+    formula.agree(released_walk("ddpm_sample", grad_fn=grad_fn), formula.golden(key), 2e-3)
+
+
+def test_reverse_ddim_walks_as_the_released_code():
+    x0 = 0.5 * formula.inp("x0_image", 3, 3, 16, 16).clamp(-1, 1)
+    answer = cosine("ddim10").ddim_reverse(formula.denoiser("base"), x0, **formula.conditioning("base", "a"))
+    formula.agree(answer, formula.golden("ddim.reverse"), 2e-3)
+
+
+# --- The process, by other means ---
+
+def test_a_thousand_small_steps_are_one_large_one():
+    """q(x_t | x_{t-1}) applied 300 times gives the mean and variance of the closed form [DDPM eq. 2 and 4]."""
+    d, (mean, variance) = cosine(), (1.0, 0.0)
+    for beta in d.betas[:300].tolist():
+        mean, variance = mean * math.sqrt(1 - beta), variance * (1 - beta) + beta
+    assert mean == pytest.approx(d.signal[299].item()) and variance == pytest.approx(1 - d.alpha_bar[299].item())
+
+
+def test_posterior_is_bayes_rule():
+    """q(x_{t-1} | x_t, x_0) out of the two Gaussians it is made of, by multiplying densities."""
+    d = cosine()
+    for t in (1, 400, 998):
+        prior, step = 1 - d.alpha_bar[t - 1], d.betas[t]     # x_{t-1} given x_0; x_t given x_{t-1}
+        precision = 1 / prior + (1 - step) / step
+        assert d.posterior_variance[t].item() == pytest.approx((1 / precision).item(), rel=1e-9)
+        assert d.share_x0[t].item() == pytest.approx((d.alpha_bar[t - 1].sqrt() / prior / precision).item(), rel=1e-9)
+        assert d.share_xt[t].item() == pytest.approx(((1 - step).sqrt() / step / precision).item(), rel=1e-9)
+
+
+def test_noise_and_picture_are_two_names_for_one_thing():
+    d, (x0, noise, _) = linear(), inputs()
+    x0, noise = x0.double(), noise.double()
+    x_t = d.q_sample(x0, T4, noise)
+    assert torch.allclose(d.x0_from_eps(x_t, T4, noise), x0, atol=1e-4)
+    assert torch.allclose(d.eps_from_x0(x_t, T4, x0), noise, atol=1e-4)
+
+
+def test_a_network_that_knows_v_answers_eps():
+    config = diffusion.DiffusionConfig("cosine", predicts="v")
+    d, (x0, noise, output) = diffusion.Diffusion.of(config), inputs()
+    a = d.alpha_bar[T4].float().view(-1, 1, 1, 1)
+    v = a.sqrt() * noise - (1 - a).sqrt() * x0
+    model = diffusion.answers_eps(lambda x, t: torch.cat([v, output[:, 3:]], dim=1), config)
+    answer = model(d.q_sample(x0, T4, noise), T4)
+    assert torch.allclose(answer[:, :3], noise, atol=1e-5), "ε = √ᾱ·v + √(1-ᾱ)·x_t"
+    assert torch.equal(answer[:, 3:], output[:, 3:]), "the variance channels are left alone"
+
+
+def test_the_v_weighted_loss_is_the_error_in_v():
+    config = diffusion.DiffusionConfig("cosine", predicts="v")
+    d, (x0, noise, _) = diffusion.Diffusion.of(config), inputs()
+    a, guess = d.alpha_bar[T4].float().view(-1, 1, 1, 1), formula.inp("v", 4, 3, 8, 8)
+    model = diffusion.answers_eps(lambda x, t: torch.cat([guess, torch.zeros_like(guess)], dim=1), config)
+    extra = d.bound(model(d.q_sample(x0, T4, noise), T4), x0, d.q_sample(x0, T4, noise), T4)
+    error = (guess - (a.sqrt() * noise - (1 - a).sqrt() * x0)).square().flatten(1).mean(1)
+    answer = d.loss(model, x0, T4, noise, weigh_v=True)
+    assert torch.allclose(answer[:3] - extra[:3], error[:3], rtol=1e-3), "1/ᾱ times ε's squared error is v's"
+
+
+def test_the_bound_trains_the_variance_and_not_the_mean():
+    x0, noise, output = inputs()
+    output = output.clone().requires_grad_()
+    d = cosine()
+    gradient, = torch.autograd.grad(d.loss(lambda x, t: output, x0, T4, noise).sum(), output)
+    simple, = torch.autograd.grad((output[:, :3] - noise).square().flatten(1).mean(1).sum(), output)
+    assert torch.allclose(gradient[:, :3], simple[:, :3], atol=1e-7), "ε is trained by L_simple alone"
+    assert (gradient[:, 3:].abs().flatten(1).amax(1) > 0).all(), "the variance is trained at every timestep"
+
+
+def test_byte_likelihoods_sum_to_one():
+    """The 256 values of a pixel share the whole mass of the Gaussian [DDPM eq. 13]."""
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    for mean, sigma in (0.1, 0.3), (-0.98, 0.01), (0.0, 2.0):
+        mass = diffusion.log_likelihood_of_bytes(values, torch.tensor(mean).double(), torch.tensor(sigma).double().log())
+        assert mass.exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+# --- The oracle, and every sampler against the distribution it should draw ---
+
+MEANS = torch.tensor([[-0.5, 0.2], [0.4, -0.3], [0.3, 0.5]]).view(3, 2, 1, 1)
+
+
+def test_the_oracle_is_the_gradient_of_the_density():
+    d, x = cosine(), torch.randn(5, 2, 1, 1, dtype=torch.float64, requires_grad=True)
+    t, means = torch.tensor([0, 50, 300, 700, 999]), MEANS.double()
+    oracle = diffusion.MixtureDenoiser(d, means, 0.1)
+    a = d.alpha_bar[t].view(-1, 1, 1, 1, 1)
+    distance = (x[:, None] - a.sqrt() * means).square().sum((2, 3, 4))
+    spread = (a * 0.1 ** 2 + 1 - a).flatten(1)
+    score, = torch.autograd.grad(torch.logsumexp(-distance / (2 * spread), dim=1).sum(), x)
+    expected = -(1 - a[:, 0]).sqrt() * score
+    assert torch.allclose(oracle(x, t)[:, :2], expected, rtol=1e-4, atol=1e-5), "ε* = -√(1-ᾱ)·∇ log p(x_t)"
+
+
+def test_nothing_beats_the_oracle():
+    """Among guesses at the noise, E[ε | x_t] has the least squared error: any change makes it worse."""
+    torch.manual_seed(0)
+    d, n = cosine(), 20_000
+    x0 = MEANS[torch.randint(3, (n,))] + 0.1 * torch.randn(n, 2, 1, 1)
+    t, noise = torch.full((n,), 400), torch.randn(n, 2, 1, 1)
+    x_t = d.q_sample(x0, t, noise)
+    eps = diffusion.MixtureDenoiser(d, MEANS, 0.1)(x_t, t)[:, :2]
+    error = (eps - noise).square().mean()
+    for other in (0.98 * eps, 1.02 * eps, eps + 0.02, x_t):
+        assert (other - noise).square().mean() > error
+
+
+@pytest.mark.parametrize("spec", ["5", "25", None])
+def test_ancestral_sampling_of_a_gaussian_is_exact(spec):
+    """With the best mean and the best variance every step is exact, however few: 5 draw what 1,000 do."""
+    d, n = cosine(spec), 20_000
+    g = torch.Generator().manual_seed(0)
+    oracle = diffusion.MixtureDenoiser(d, torch.tensor([0.3, -0.2]).view(1, 2, 1, 1), 0.15)
+    drawn = d.ddpm_sample(oracle, torch.randn(n, 2, 1, 1, generator=g), generator=g).flatten(1)
+    assert torch.allclose(drawn.mean(0), torch.tensor([0.3, -0.2]), atol=5 * 0.15 / n ** 0.5 + 2e-3)
+    assert torch.allclose(drawn.std(0), torch.tensor([0.15, 0.15]), rtol=0.03), f"std {drawn.std(0).tolist()}"
+
+
+def test_ddim_of_a_gaussian_is_its_closed_form():
+    """For one Gaussian each DDIM step is linear: x0 and ε are known functions of x, followed here in float64."""
+    d, mu, s = cosine("20"), 0.1, 0.2
+    x_T = torch.linspace(-1.5, 1.5, 7).view(7, 1, 1, 1)
+    x = x_T.double()
+    for t in reversed(range(20)):
+        a, before = d.alpha_bar[t], d.before[t]
+        x0 = mu + a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * (x - a.sqrt() * mu)   # E[x_0 | x_t]
+        x = before.sqrt() * x0 + (1 - before).sqrt() * (x - a.sqrt() * x0) / (1 - a).sqrt()
+    oracle = diffusion.MixtureDenoiser(d, torch.tensor([mu]).view(1, 1, 1, 1), s)
+    assert torch.allclose(d.ddim_sample(oracle, x_T).double(), x, atol=3e-4)
+
+
+@pytest.mark.parametrize("sampler, options", [("ddim_sample", {}), ("ddim_sample", {"eta": 1.0}), ("ddpm_sample", {})])
+def test_every_sampler_finds_all_of_a_mixture_in_its_shares(sampler, options):
+    d, n = cosine("250"), 6000
+    g = torch.Generator().manual_seed(0)
+    oracle = diffusion.MixtureDenoiser(d, MEANS, 0.05)
+    drawn = getattr(d, sampler)(oracle, torch.randn(n, 2, 1, 1, generator=g), generator=g, **options)
+    distance, nearest = (drawn[:, None] - MEANS).flatten(2).norm(dim=2).min(1)
+    shares = torch.bincount(nearest, minlength=3) / n
+    assert torch.allclose(shares, torch.full((3,), 1 / 3), atol=0.04), f"shares {shares.tolist()}, a third each"
+    assert abs(distance.square().mean().sqrt() - 0.05 * 2 ** 0.5) < 0.012, "the spread about the middles"   # eta 1: β̃ is a little narrow
+
+
+def test_eta_one_draws_with_the_posterior_variance():
+    """Two walks that differ in one draw differ by eta·√β̃ times that draw [DDIM eq. 16]."""
+    d, x_T = cosine("10"), torch.zeros(1, 2, 1, 1)
+    ends = []
+    for first in (0.0, 1.0):
+        draws = iter([first] + [0.0] * 9)
+        seen = []
+
+        def fixed(x, generator):
+            return torch.full_like(x, next(draws))
+        original, diffusion.gaussian = diffusion.gaussian, fixed
+        try:
+            d.ddim_sample(lambda x, t: torch.zeros(1, 4, 1, 1), x_T, eta=1.0,
+                          step_fn=lambda x, t: seen.append(x) or x)
+        finally:
+            diffusion.gaussian = original
+        ends.append(seen[0])
+    assert (ends[1] - ends[0]).flatten()[0].item() == pytest.approx(d.posterior_variance[-1].sqrt().item(), rel=1e-5)
+
+
+def test_reverse_ddim_finds_the_noise_that_draws_the_picture():
+    d = cosine("250")
+    oracle = diffusion.MixtureDenoiser(d, torch.tensor([0.1, -0.2]).view(1, 2, 1, 1), 0.3)
+    x0 = torch.tensor([[0.3, -0.1], [-0.2, 0.2], [0.1, -0.4]]).view(3, 2, 1, 1)
+    noise = d.ddim_reverse(oracle, x0)
+    assert torch.allclose(d.ddim_sample(oracle, noise), x0, atol=0.02)
+
+
+def test_hooks_see_what_they_are_promised():
+    d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
+    for sampler in "ddim_sample", "ddpm_sample":
+        times, pictures = [], []
+        out = getattr(d, sampler)(model, torch.randn(3, 2, 1, 1), x0_fn=lambda x0: pictures.append(x0) or x0 * 0 + 0.25,
+                                  step_fn=lambda x, t: times.append(t.tolist()) or x)
+        assert [t[0] for t in times] == d.timesteps[::-1] and len(pictures) == 10
+        assert torch.allclose(out, torch.full_like(out, 0.25), atol=0.02 if sampler == "ddpm_sample" else 1e-6), \
+            "x0_fn decides where the walk ends"
+
+
+def test_x0_fn_comes_before_clipping():
+    d, x = cosine(), torch.zeros(1, 3, 2, 2)
+    p = d.p_mean_variance(torch.zeros(1, 6, 2, 2), x, torch.tensor([500]), x0_fn=lambda x0: x0 + 7)
+    assert torch.equal(p.x0, torch.ones_like(x)), "what x0_fn returns is clipped to [-1, 1] too"
+
+
+def test_prepare_is_called_once_a_walk():
+    calls = []
+
+    class Model:
+        def prepare(self, **cond):
+            calls.append(cond)
+            return {"ready": 1}
+
+        def __call__(self, x, t, ready):
+            return torch.zeros(len(x), 6, 2, 2)
+    for sampler in "ddim_sample", "ddpm_sample":
+        getattr(cosine("10"), sampler)(Model(), torch.zeros(1, 3, 2, 2), tokens=5)
+    assert calls == [{"tokens": 5}] * 2, "the text is read once, not at every step"
+
+
+def test_one_seed_is_one_picture():
+    d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
+    draw = [d.ddpm_sample(model, torch.zeros(3, 2, 1, 1), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
