@@ -163,9 +163,9 @@ class TextEncoder(nn.Module):
         if isinstance(module, Block):
             for layer in (module.attention.out, module.mlp.down):
                 layer.weight.data *= (2 * self.config.layers) ** -0.5
-        if module is self:   # the released code leaves positions and padding unset; ours start like the tokens
-            for table in (self.tokens.weight, self.positions, self.padding):
-                nn.init.normal_(table, std=0.02)
+        if module is self:   # a word starts louder than its place; the released code leaves the last two unset
+            for table, std in (self.tokens.weight, 0.3), (self.positions, 0.02), (self.padding, 0.02):
+                nn.init.normal_(table, std=std)
 
     def embed(self, tokens, mask):
         """tokens [B, K] long, mask [B, K] bool -> [B, K, D]: what the first block sees."""

@@ -257,17 +257,16 @@ class UNet(nn.Module):
     @classmethod
     def load(cls, path):
         """The U-Net of a weight file, in eval mode and float32. Raises as `read_weights`."""
-        model = cls(config_of(read_weights(path)["config"]))
-        model.load_state_dict(read_weights(path)["weights"])
+        saved = read_weights(path)
+        try:
+            model = cls(UNetConfig(**{**saved["config"], "text": TextConfig(**saved["config"]["text"])}))
+            model.load_state_dict(saved["weights"])
+        except (KeyError, TypeError, RuntimeError) as e:
+            raise ValueError(f"{path} does not hold a U-Net of this course ({type(e).__name__})") from None
         return model.eval()
 
 
 # --- Weight files ------------------------------------------------------------------------------------
-
-def config_of(saved):
-    """A UNetConfig from the plain dictionary that a weight file holds."""
-    return UNetConfig(**{**saved, "text": TextConfig(**saved["text"])})
-
 
 def save_weights(path, model, **facts):
     """Write a model's weights, in 16 bits, with its config and whatever else must be known to use them.
@@ -276,7 +275,8 @@ def save_weights(path, model, **facts):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().half() for key, value in model.state_dict().items()}
+    weights = {key: value.detach().cpu().half() if value.is_floating_point() else value.cpu()
+               for key, value in model.state_dict().items()}
     partial = path.with_name(path.name + ".tmp")
     try:
         torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
@@ -295,6 +295,7 @@ def read_weights(path):
         raise FileNotFoundError(f"no weights at {path}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        return {**saved, "weights": {key: value.float() for key, value in saved["weights"].items()}}
+        return {**saved, "weights": {key: value.float() if value.is_floating_point() else value
+                                     for key, value in saved["weights"].items()}}
     except Exception as e:   # torch.load fails in many ways on bytes that are not its own
         raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None

@@ -373,9 +373,8 @@ class MixtureDenoiser:
 # Each noun is one character of DejaVu Sans, the font that matplotlib brings along.
 GLYPHS = dict(
     heart="♥", star="★", umbrella="☂", cloud="☁", sun="☀", moon="☾", house="⌂", diamond="♦", anchor="⚓",
-    airplane="✈", cross="✚", flower="✿", club="♣", spade="♠", snowman="☃", telephone="☎", envelope="✉",
-    knight="♞", rook="♜", queen="♛", pawn="♟", cup="☕", note="♪", skull="☠", flag="⚑", snowflake="❄", gear="⚙",
-    smiley="☻", pencil="✎", bolt="⚡", cat="🐱", arrow="➔", triangle="▲", bowtie="⧓", hand="☛")
+    airplane="✈", cross="✚", flower="✿", club="♣", spade="♠", telephone="☎", envelope="✉", knight="♞", rook="♜",
+    queen="♛", note="♪", skull="☠", flag="⚑", gear="⚙", smiley="☻", pencil="✎", bolt="⚡", cat="🐱", snowman="☃")
 
 # Red, green, blue from 0 to 255, chosen to stay apart from each other and from every background.
 RGB = dict(red=(222, 20, 35), green=(25, 165, 55), blue=(35, 75, 235), yellow=(255, 232, 20), purple=(140, 40, 190),
@@ -385,7 +384,7 @@ RGB = {name: np.array(rgb, np.float32) for name, rgb in RGB.items()}
 
 # The longer side of a glyph, smallest and largest: what has the 64 pixels to itself, and what shares them.
 ALONE = dict(small=(27, 31), large=(44, 50))
-SHARED = dict(small=(18, 21), large=(27, 30))
+SHARED = dict(small=(18, 21), large=(26, 29))
 
 
 @lru_cache(maxsize=None)
@@ -416,16 +415,16 @@ def cells(scene, rng):
 
 
 def near_middle(rng, corner, room, length, wander):
-    """Where `length` pixels begin: in the middle of the room, or up to `wander` pixels from there."""
-    slack = (room - length) // 2
-    return corner + slack + rng.randint(-min(slack, wander), min(slack, wander))
+    """Where `length` pixels begin: in the middle of the room or up to `wander` pixels off, a margin of 1 left free."""
+    slack = (room - 2 - length) // 2
+    return corner + 1 + slack + rng.randint(-min(slack, wander), min(slack, wander))
 
 
 def draw(scene, rng):
     """The picture of a scene that leaves nothing open (`Scene.fill`): uint8 [64, 64, 3]; rng a random.Random."""
     scene = scene.canonical()
-    sides, room, wander = (ALONE, 62, 31) if scene.kind == "single" else (SHARED, 32, 5)
-    corners = [(1, 1)] if scene.kind == "single" else cells(scene, rng)
+    sides, room, wander = (ALONE, 64, 8) if scene.kind == "single" else (SHARED, 32, 5)
+    corners = [(0, 0)] if scene.kind == "single" else cells(scene, rng)
     background = RGB[scene.background]
     picture = np.tile(background, (64, 64, 1))
     for thing, (x, y) in zip(scene.things * scene.count, corners):

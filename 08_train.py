@@ -38,6 +38,7 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -60,6 +61,7 @@ class TrainConfig:
     steps: int = 2_500_000
     batch: int = 2048
     lr: float = 1e-4
+    text_lr: float = 1e-4       # the text encoder's own; see `Trainer`
     warmup: int = 0
     decay: bool = False         # cosine to zero at the end; the papers keep the rate constant
     ema: float = 0.9999
@@ -93,8 +95,8 @@ def _preset(name, sizes, train, upsampler_train):
 LARGE = (TrainConfig(), TrainConfig(steps=1_600_000, batch=512))
 PRESETS = {
     "tiny": _preset("tiny", (16, 64),
-                    TrainConfig(1800, 64, 1e-3, 100, True, 0.999, 0.15),
-                    TrainConfig(4000, 32, 1e-3, 100, True, 0.999, 0.15, crop=32)),
+                    TrainConfig(1500, 64, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15),
+                    TrainConfig(6000, 32, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, crop=32)),
     "filtered": _preset("filtered", (64, 256), *LARGE),
     "paper": _preset("paper", (64, 256), *LARGE),
 }
@@ -167,12 +169,11 @@ def in_bf16(model, device):
     return denoiser
 
 
-def learning_rate(step, config):
-    """A slow start, while Adam's averages fill; then constant, or down a half cosine to zero."""
-    rate = config.lr * min(1, (step + 1) / (config.warmup + 1))
-    if config.decay:
-        rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return rate
+def pace(step, config):
+    """The share of the learning rate at a step: a slow start, while Adam's averages fill; then one, or down a
+    half cosine to zero."""
+    share = min(1, (step + 1) / (config.warmup + 1))
+    return share * 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.decay else share
 
 
 class Trainer:
@@ -185,12 +186,17 @@ class Trainer:
     def __init__(self, preset, *, difficulty="single", seed=0, device="cpu"):
         torch.manual_seed(seed)   # the first weights
         self.preset, self.difficulty, self.seed, self.device, self.step = preset, difficulty, seed, device, 0
-        self.tok = tokenizer.world_tokenizer()
+        self.seconds, self.tok = 0.0, tokenizer.world_tokenizer()
         self.model = unet.UNet(preset.unet).to(device)
         self.ema = unet.UNet(preset.unet).to(device).requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.process = diffusion.Diffusion.of(preset.diffusion)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), preset.train.lr, fused=True, weight_decay=0.0)
+        # The text encoder learns slowly. At the U-Net's rate it collapses in the first hundred steps: the words
+        # that explain most of the picture (the background's) drown all others, and their gradient with them.
+        text = [p for name, p in self.model.named_parameters() if name.startswith(("text.", "pool."))]
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith(("text.", "pool."))]
+        self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": preset.train.text_lr},
+                                            {"params": rest, "full_lr": preset.train.lr}], weight_decay=0.0, fused=True)
         self.denoiser = upsample.denoiser_of(in_bf16(self.model, device), preset.unet, preset.diffusion)
 
     def advance(self):
@@ -199,7 +205,10 @@ class Trainer:
         seed = self.seed * 10_000_019 + self.step
         x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed)
         g = torch.Generator().manual_seed(seed)
-        t = torch.randint(len(self.process.timesteps), (len(x0),), generator=g)   # every timestep, 0 and 999 too
+        # One timestep from each of B equal stretches of 0 … 999: each is as likely as any other, but no batch is
+        # all noise or all detail (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). The gradient is calmer.
+        t = (torch.arange(len(x0)) + torch.rand(1, generator=g)) * len(self.process.timesteps) / len(x0)
+        t = t.long().clamp(max=len(self.process.timesteps) - 1)
         noise = torch.randn(x0.shape, generator=g)
         # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once.
         cond["mask"] &= torch.rand(len(x0), 1, generator=g) >= config.drop
@@ -210,7 +219,7 @@ class Trainer:
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
+            group["lr"] = group["full_lr"] * pace(self.step, config)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -222,3 +231,414 @@ class Trainer:
         """EMA: the average forgets slowly, but at first, when there is little worth remembering, faster."""
         decay = min(self.preset.train.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+    # --- Checkpoints: everything that the next step depends on ---
+
+    def state(self):
+        return {"model": self.model.state_dict(), "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+                "preset": asdict(self.preset), "difficulty": self.difficulty, "seed": self.seed}
+
+    def save(self, path):
+        """Write a checkpoint, whole or not at all."""
+        partial = path.with_name(path.name + ".tmp")
+        try:
+            torch.save(self.state(), partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def resume(self, path):
+        """Go on where a checkpoint of the same run stopped. ValueError if it is of another run."""
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        for name in ("preset", "difficulty", "seed"):
+            if saved[name] != self.state()[name]:
+                raise ValueError(f"{path} is of a run with another {name}; give the same options, or another --out")
+        self.model.load_state_dict(saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+
+# --- The judge ---------------------------------------------------------------------------------------
+
+LAYOUTS = ("one", "two", "three", "side by side", "one above the other")
+THING = {"noun": list(tokenizer.NOUNS), "color": tokenizer.COLORS, "size": tokenizer.SIZES}
+# What is asked of every picture: a name for each question, and its possible answers.
+QUESTIONS = ([("layout", LAYOUTS), ("background", tokenizer.BACKGROUNDS)]
+             + list(THING.items())        # of the only thing, or the left or upper one of two
+             + list(THING.items()))       # of the right or lower one of two
+
+
+def labels(scenes):
+    """The right answers, [n, questions], as places in the lists of QUESTIONS; -1 where a scene does not say."""
+    rows = []
+    for scene in scenes:
+        scene = scene.canonical()
+        layout = scene.count - 1 if scene.relation is None else 4 if scene.relation == "above" else 3
+        said = [LAYOUTS[layout], scene.background]
+        for thing in (*scene.things, None)[:2]:
+            said += [thing.noun, thing.color, thing.size] if thing else [None] * 3
+        rows.append([answers.index(word) if word else -1 for word, (_, answers) in zip(said, QUESTIONS)])
+    return torch.tensor(rows)
+
+
+def conv(inputs, outputs, kernel=3, stride=1):
+    """Convolution, batch normalization, ReLU: the judge learns about ten times as fast with the normalization."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    size: int = 16
+    width: int = 64
+    features: int = 128
+    heads: int = 4
+    stem: int = 32
+    answers: tuple = tuple(tuple(answers) for _, answers in QUESTIONS)   # a judge knows the words of its day
+
+
+class Judge(nn.Module):
+    """[B, 3, size, size] in [-1, 1] -> the logits of every question, a list of [B, answers]; size 16, 32 or 64.
+
+    Convolutions describe each of 8×8 places. A glance at all of them decides where the first and the second
+    thing are looked for: that is attention with two sets of queries. One small network reads both, so what
+    it learns about an anchor on the left it knows of an anchor below.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        size, width, features, heads, stem = config.size, config.width, config.features, config.heads, config.stem
+        enter = [conv(3, stem)] if size == 16 else [conv(3, stem, 4, 2)]
+        enter += [conv(stem, stem, 4, 2)] if size == 64 else []
+        self.places = nn.Sequential(*enter, conv(stem, width, 4, 2), conv(width, width), conv(width, features))
+        self.position = nn.Parameter(0.1 * torch.randn(64, features))
+        self.glance = nn.Sequential(conv(features, 64, 4, 2), nn.Flatten(), nn.Linear(1024, 256), nn.ReLU())
+        self.queries = nn.Linear(256, 2 * heads * features)
+        self.thing = self.reader(heads * features, QUESTIONS[2:5])
+        self.scene = self.reader(256 + 2 * heads * features, QUESTIONS[:2])
+
+    @staticmethod
+    def reader(inputs, questions):
+        """A small network that answers some of the questions: [..., inputs] -> all their logits side by side."""
+        outputs = sum(len(answers) for _, answers in questions)
+        return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, outputs))
+
+    def forward(self, x):
+        places = self.places(x)                                        # B C 8 8
+        glance = self.glance(places)                                   # B 256
+        keys = places.flatten(2).transpose(1, 2) + self.position       # B 64 C
+        queries = self.queries(glance).view(len(x), 2 * self.config.heads, -1)                # B 2h C
+        look = (queries @ keys.transpose(1, 2) / keys.shape[2] ** 0.5).softmax(-1)     # B 2h 64
+        seen = (look @ keys).view(len(x), 2, -1)                       # B 2 hC
+        logits = [self.scene(torch.cat([glance, seen.flatten(1)], 1)), *self.thing(seen).unbind(1)]
+        return torch.cat(logits, 1).float().split([len(answers) for _, answers in QUESTIONS], 1)
+
+
+def judge_pictures(n, rng, size, difficulty="full"):
+    """Real pictures with *all* pairs of colour and noun, and the scenes they show: what the judge learns from."""
+    scenes = [tokenizer.random_scene(rng, difficulty, rng.random() < 0.1).fill(rng) for _ in range(n)]
+    pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).permute(0, 3, 1, 2)
+    return diffusion.reduce(pictures, size), scenes
+
+
+def soil(x):
+    """Pictures a little blurred and noisy, each to its own degree, as generated ones are."""
+    blur, noise = 0.3 * torch.rand(len(x), 1, 1, 1), 0.05 * torch.rand(len(x), 1, 1, 1)
+    x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), blur)
+    return x + noise * torch.randn_like(x)
+
+
+def train_judge(size, *, steps=600, seed=0, batch=256, lr=3e-3):
+    """A judge of pictures of this size, in eval mode."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    judge = Judge(JudgeConfig(size)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        x, scenes = judge_pictures(batch, rng, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(soil(x))
+        answers = labels(scenes)
+        loss = sum(F.cross_entropy(guess, answer, ignore_index=-1) for guess, answer in zip(logits, answers.T))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+def load_judge(path):
+    """The judge of a weight file. ValueError where it knows other words than the language has now."""
+    saved = unet.read_weights(path)
+    try:
+        config = JudgeConfig(**saved["config"])
+        judge = Judge(config)
+        judge.load_state_dict(saved["weights"])
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f"{path} does not hold a judge ({type(e).__name__})") from None
+    if config.answers != JudgeConfig().answers:
+        raise ValueError(f"{path} was trained for another vocabulary; train it anew: python 08_train.py judge")
+    return judge.eval()
+
+
+@torch.no_grad()
+def answer(judge, images):
+    """What the judge sees: [n, questions], places in the lists of QUESTIONS."""
+    return torch.cat([torch.stack([guess.argmax(1) for guess in judge(x)], 1) for x in images.split(500)])
+
+
+def real_pictures(scenes, seed=0):
+    """What captions' scenes should look like, one picture each: uint8 [n, 3, 64, 64]."""
+    rng = random.Random(seed)
+    pictures = [diffusion.draw(scene.fill(rng), rng) for scene in scenes]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+KINDS = ("easy single", "single", "pair", "count", "held out")   # easy: the dozen nouns of difficulty "single"
+
+
+def exam(kind, n, seed=12345):
+    """n captions' scenes of one kind. "held out": single things of colours and nouns never trained together."""
+    rng, scenes = random.Random(f"{kind} {seed}"), []
+    while len(scenes) < n:
+        scene = tokenizer.random_scene(rng, "single" if kind in ("easy single", "held out") else "full",
+                                       held_out=kind == "held out")
+        if kind in ("easy single", "held out", scene.kind):
+            scenes.append(scene)
+    return scenes
+
+
+def judge_ceiling(judge, n=3000):
+    """How often the judge is right about *real* pictures: {kind: (right, n)}. No drawing can score higher."""
+    size, ceiling = judge.config.size, {}
+    for kind in KINDS:
+        scenes = exam(kind, n)
+        right = scores(judge, diffusion.reduce(real_pictures(scenes), size), scenes)["all"]
+        ceiling[kind] = (int(right.sum()), n)
+    return ceiling
+
+
+def scores(judge, images, scenes):
+    """Whether each picture shows what its scene says: {"all", "layout", "noun", …: bool array [n]}.
+
+    What a scene leaves open counts as right. Two things that changed places have the right layout and wrong
+    nouns or colours, so the relation is right when layout, nouns and colours are.
+    """
+    wanted = labels(scenes)
+    right = ((answer(judge, images) == wanted) | (wanted < 0)).numpy()
+    names = np.array([name for name, _ in QUESTIONS])
+    return {"all": right.all(1)} | {name: right[:, names == name].all(1) for name in dict.fromkeys(names.tolist())}
+
+
+def wilson(right, n, z=1.96):
+    """Wilson's 95% interval for a rate of which `right` of n trials are known: honest near 0 and 1 too."""
+    rate, spread = right / n, z * z / n
+    middle, half = rate + spread / 2, z * math.sqrt(rate * (1 - rate) / n + spread / n / 4)
+    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+
+
+# ======================================================================================================
+# The method ends here. Below: what one sees of a run, and the command line.
+# ======================================================================================================
+
+SHOWN = ("a large red heart", "a small blue star on a white background", "a green umbrella",
+         "a yellow sun on a black background", "a large purple house", "a small orange cloud on a gray background",
+         "a pink moon", "a cyan anchor on a brown background")
+
+
+@torch.no_grad()
+def sample_grid(trainer, path):
+    """Draw a few fixed captions with the averaged weights: how far the model has come."""
+    preset = trainer.preset
+    model = upsample.denoiser_of(in_bf16(trainer.ema.eval(), trainer.device), preset.unet, preset.diffusion)
+    tokens, mask = encode(SHOWN, trainer.tok, preset.unet.text.context, trainer.device)
+    g = torch.Generator().manual_seed(0)
+    if preset.unet.in_channels > 3:
+        pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
+        low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
+        process = diffusion.Diffusion.of(preset.diffusion, "fast27")
+        drawn = upsample.upsample(model, low_res, process=process, generator=g, tokens=tokens, mask=mask)
+    else:
+        process, model = diffusion.Diffusion.of(preset.diffusion, "25"), guidance.classifier_free(model, 3)
+        noise = torch.randn(len(SHOWN), 3, preset.size, preset.size, generator=g).to(trainer.device)
+        drawn = process.ddim_sample(model, noise, tokens=tokens, mask=mask)
+    save_grid(drawn, SHOWN, path, title=f"after {trainer.step} steps")
+
+
+def save_grid(pictures, captions, path, *, title="", columns=4):
+    """Pictures [n, 3, H, W] in [-1, 1] with their captions, as one figure."""
+    import textwrap
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = math.ceil(len(pictures) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.75 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, caption in zip(axes.flat, to_bytes(pictures).cpu(), captions):
+        ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.set_title("\n".join(textwrap.wrap(caption, 24)), fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def to_bytes(x):
+    """[-1, 1] -> uint8 0 … 255, any shape."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_curve(log, path):
+    """The loss against the step, its noise in grey and its running mean."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    losses = torch.tensor([entry["loss"] for entry in log], dtype=torch.float64)
+    steps = [entry["step"] for entry in log]
+    window = max(1, min(25, len(losses) // 4))
+    mean = losses.unfold(0, window, 1).mean(1)
+    figure, ax = plt.subplots(figsize=(7, 4))
+    ax.plot(steps, losses, color="0.8", linewidth=0.8, label="one batch")
+    ax.plot(steps[window - 1:], mean, color="tab:blue", label=f"mean of {window}")
+    ax.set(xlabel="step", ylabel="loss", yscale="log", title="The loss falls quickly, then slowly; captions come late")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+class Progress:
+    """One line that says where a run is, rewritten in place on a terminal and printed now and then elsewhere."""
+
+    def __init__(self, total, unit):
+        self.total, self.unit, self.start, self.first, self.last = total, unit, time.time(), None, 0.0
+
+    def show(self, step, batch, text, *, final=False):
+        now = time.time()
+        self.first = step - 1 if self.first is None else self.first
+        live = sys.stdout.isatty()
+        if not final and now - self.last < (0.2 if live else 20):
+            return
+        self.last, rate = now, (step - self.first) / max(1e-9, now - self.start)
+        left = (self.total - step) / rate
+        line = (f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second"
+                f"  {int(left // 60)}:{int(left % 60):02d} left")
+        print(f"\r{line:<90}" if live else line, end="\n" if final or not live else "", flush=True)
+
+
+def train(preset, out, *, difficulty="single", seed=0, device="cpu", resume=False, save_every=200, facts=None):
+    """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png,
+    loss.png, log.jsonl and checkpoint.pt, from which resume=True goes on. -> the path of weights.pt
+
+    Ctrl-C saves a checkpoint and leaves.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    trainer, log = Trainer(preset, difficulty=difficulty, seed=seed, device=device), []
+    if resume:
+        trainer.resume(out / "checkpoint.pt")
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][:trainer.step]
+    config, progress = preset.train, Progress(preset.train.steps, "pictures")
+    try:
+        with open(out / "log.jsonl", "w") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in log)
+            while trainer.step < config.steps:
+                start = time.time()
+                log.append({"step": trainer.step + 1, "loss": trainer.advance()})
+                trainer.seconds += time.time() - start
+                file.write(json.dumps(log[-1]) + "\n")
+                progress.show(trainer.step, config.batch, f"loss {mean_loss(log):.4f}",
+                              final=trainer.step == config.steps)
+                if trainer.step % save_every == 0 and trainer.step < config.steps:
+                    file.flush()
+                    trainer.save(out / "checkpoint.pt")
+                    sample_grid(trainer, out / "samples.png")
+    except KeyboardInterrupt:
+        trainer.save(out / "checkpoint.pt")
+        raise SystemExit(f"\nstopped after {trainer.step} steps; the same command with --resume goes on") from None
+    trainer.save(out / "checkpoint.pt")
+    sample_grid(trainer, out / "samples.png")
+    save_curve(log, out / "loss.png")
+    unet.save_weights(out / "weights.pt", trainer.ema, size=preset.size, diffusion=asdict(preset.diffusion),
+                      tokenizer=trainer.tok.merges, difficulty=difficulty,
+                      made={"steps": trainer.step, "seed": seed, "minutes": round(trainer.seconds / 60, 1),
+                            "torch": torch.__version__, **(facts or {})})
+    return out / "weights.pt"
+
+
+def mean_loss(log, window=50):
+    recent = [entry["loss"] for entry in log[-window:]]
+    return sum(recent) / len(recent)
+
+
+def save_judge(path, *, size, steps, seed, facts):
+    """Train a judge, measure its ceiling on real pictures, print it and write both."""
+    start = time.time()
+    judge = train_judge(size, steps=steps, seed=seed)
+    minutes = round((time.time() - start) / 60, 1)
+    ceiling = judge_ceiling(judge)
+    unet.save_weights(path, judge, ceiling=ceiling, made={"steps": steps, "seed": seed, "minutes": minutes, **facts})
+    print(f"trained in {minutes} minutes; how often it is right about real pictures of {size} pixels:")
+    print_rates(ceiling)
+
+
+def print_rates(rates):
+    for kind, (right, n) in rates.items():
+        low, high = wilson(right, n)
+        print(f"  {kind:<12} {right / n:6.1%}   n {n}, 95% interval {low:.1%} to {high:.1%}")
+
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(description="Train a model of the little world.", allow_abbrev=False)
+    add = parser.add_argument
+    add("model", nargs="?", default="base", choices=("base", "upsampler", "judge"))
+    add("--world", default="single", choices=("single", "full"), help="single things, or all the language says")
+    add("--steps", type=positive, help="how long (default: the preset's)")
+    add("--batch", type=positive, help="pictures a step (default: the preset's)")
+    add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="folder for weights, samples and curves (default: outputs/train-MODEL)")
+    add("--resume", action="store_true", help="go on from the checkpoint in that folder")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def main(argv=None):
+    args = arguments(argv)
+    out = args.out or OUTPUTS / f"train-{args.model}"
+    facts = {"command": " ".join(["python 08_train.py", *(sys.argv[1:] if argv is None else argv)])}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if args.model == "judge":
+            save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 600, seed=args.seed, facts=facts)
+            return
+        preset = PRESETS["tiny"][args.model]
+        preset = replace(preset, train=replace(preset.train, steps=args.steps or preset.train.steps,
+                                               batch=args.batch or preset.train.batch))
+        weights = train(preset, out, difficulty=args.world, seed=args.seed, device=args.device,
+                        resume=args.resume, facts=facts)
+        print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
+    except (OSError, ValueError) as e:
+        sys.exit(refuse(e))
+
+
+def refuse(error):
+    """One line for what cannot be done; exit status 2."""
+    print(f"08_train.py: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
