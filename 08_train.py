@@ -382,6 +382,7 @@ def load_judge(path):
         raise ValueError(f"{path} does not hold a judge ({type(e).__name__})") from None
     if config.answers != JudgeConfig().answers:
         raise ValueError(f"{path} was trained for another vocabulary; train it anew: python 08_train.py judge")
+    judge.ceiling = saved["ceiling"]   # {kind: (right, n)} on real pictures, measured when it was trained
     return judge.eval()
 
 
