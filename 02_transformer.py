@@ -24,7 +24,8 @@ Papers: Attention Is All You Need, Vaswani et al. 2017, arXiv 1706.03762 (sectio
 GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: the text encoder, its last vector and its K vectors).
 
     python 02_transformer.py        about five seconds: attention by hand, a caption's way through the
-                                    encoder, what padding does; a map of attention in outputs/
+                                    encoder, what padding and order do, the named sizes;
+                                    outputs/02_transformer.png: who looks at whom in a caption
 """
 from dataclasses import dataclass
 from importlib import import_module
@@ -190,6 +191,165 @@ class TextEncoder(nn.Module):
 
 # --- The demonstration -------------------------------------------------------------------------------
 
-def tell(title):
-    """A section's heading."""
-    print(f"\n── {title} " + "─" * max(0, 92 - len(title)))
+# Everything from here on only shows what the code above does. Later demonstrations borrow `parameters` and
+# `inputs`; nothing else depends on it.
+CAPTION = "a small red heart on a white background"
+WEIGHTS = Path(__file__).parent / "lessons" / "weights" / "base.pt"
+
+
+def parameters(module):
+    """How many numbers a module learns."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def course_encoder(path):
+    """The text encoder of the small trained model that comes with the course, and its tokenizer.
+
+    A file may import only the ones before it, so 03's `UNet.load` is out of reach and the encoder's part is
+    picked out by hand. Without the file: a random encoder, which shows the same mechanics.
+    """
+    if not path.is_file():
+        print("(lessons/weights/base.pt is missing: a random encoder follows, and who looks at whom is chance.)")
+        return TextEncoder(TEXT["tiny"]), tokenizer.world_tokenizer()
+    saved = torch.load(path, map_location="cpu", weights_only=True)   # tensors only: the file cannot run code
+    encoder = TextEncoder(TextConfig(**saved["config"]["text"]))
+    encoder.load_state_dict({key[5:]: value for key, value in saved["weights"].items() if key[:5] == "text."})
+    return encoder, tokenizer.BPETokenizer(saved["tokenizer"])
+
+
+def inputs(encoder, words, caption):
+    """A caption as the encoder takes it: tokens [1, K] and mask [1, K]."""
+    ids, mask = words.pad(words.encode(caption), encoder.config.context)
+    return torch.tensor([ids]), torch.tensor([mask])
+
+
+def stages(encoder, tokens, mask):
+    """The residual stream [B, K, D] at each of its stations, by name."""
+    x = encoder.embed(tokens, mask)
+    states = {"before block 1": x}
+    for n, block in enumerate(encoder.blocks, 1):
+        x = states[f"after block {n}"] = block(x)
+    return states | {"after the last norm": encoder.norm(x)}
+
+
+def show_attention():
+    """Arithmetic that a pencil can follow."""
+    q, k = torch.tensor([[2., 0, 0, 0]]), torch.tensor([[1., 0, 0, 0], [0, 1, 0, 0], [-1, 0, 0, 0]])
+    v, (a, b, c) = torch.tensor([[100.], [10.], [1.]]), attention_weights(q, k)[0].tolist()
+    print("\n1. Attention by hand: one query, three keys, d = 4\n"
+          f"   query {q[0].int().tolist()}, keys {k.int().tolist()}, values 100, 10, 1\n"
+          f"   q·k = {(q @ k.T)[0].int().tolist()}, divided by √4 = {(q @ k.T / 2)[0].int().tolist()}\n"
+          f"   weights e¹, e⁰, e⁻¹ over their sum, 4.086: {a:.3f}, {b:.3f}, {c:.3f}\n"
+          f"   answer {a:.3f}·100 + {b:.3f}·10 + {c:.3f}·1 = {(attention_weights(q, k) @ v).item():.2f}\n"
+          f"   keys and values the other way round: {(attention_weights(q, k.flip(0)) @ v.flip(0)).item():.2f};"
+          " attention sees a set, order must come from the positions")
+
+
+def show_way(encoder, words):
+    """Tokens, vectors, and how a noun finds out about its colour."""
+    tokens, mask = inputs(encoder, words, CAPTION)
+    ids, states = tokens[mask].tolist(), stages(encoder, tokens, mask)
+    print(f"\n2. A caption's way through the encoder: {CAPTION!r}\n   "
+          + "  ".join(f"{words.decode([i]).replace(' ', '·')} {i}" for i in ids)
+          + f"  and {(~mask).sum()} × end {words.end_token}: tokens {list(tokens.shape)}")
+    token, place = encoder.tokens.weight[ids[0], 0], encoder.positions[0, 0]
+    print(f'   the first number of "a", row {ids[0]} of the table, is {token:+.4f}, that of position 0 {place:+.4f};'
+          f"\n   the first number below is their sum, {states['before block 1'][0, 0, 0]:+.4f}")
+    blue = stages(encoder, *inputs(encoder, words, CAPTION.replace("red", "blue")))
+    for name, x in states.items():
+        same = F.cosine_similarity(x[0, 3], blue[name][0, 3], dim=0)   # "heart" is the fourth token
+        print(f"   {name:<19}  {list(x.shape)}   mean {x.mean():+.3f}   std {x.std():.3f}   cosine {same:.3f}")
+    print('   the cosine is between this "heart" and the one of "a small blue heart …": the same vector,'
+          "\n   until it has looked at its colour")
+
+
+def show_padding(encoder, words):
+    """Nothing that lies under the padding gets in, and the padding itself carries the caption out."""
+    (tokens, mask), nothing = inputs(encoder, words, "a red heart"), inputs(encoder, words, "")
+    out, other = encoder(tokens, mask), encoder(torch.where(mask, tokens, 7), mask)
+    start = encoder.embed(*nothing)
+    before, after = encoder.embed(tokens, mask) - start, out - encoder(*nothing)
+    print("\n3. Padding: where the mask is False the token is replaced, place and all\n"
+          f"   other tokens under the padding of 'a red heart': answers differ by {(out - other).abs().max():.1f}\n"
+          f"   the empty caption: {(start[0] == encoder.padding).all(1).sum()} of {start.shape[1]} vectors are"
+          " learned padding vectors\n   the last position of 'a red heart', against the empty caption's: "
+          f"{before[0, -1].abs().max():.1f} apart before block 1,\n   {after[0, -1].abs().max():.3f} at the end."
+          " Padding listens, so that its last vector can speak for all (03)")
+
+
+def show_order(encoder, words):
+    """The same seven words in two orders, with position vectors and without."""
+    captions = "a red heart above a blue star", "a blue heart above a red star"
+    print(f"\n4. Order: {captions[0]!r} against {captions[1]!r}")
+    kept = encoder.positions.clone()
+    for title, factor in ("as they are", 1), ("set to zero", 0):
+        encoder.positions.copy_(kept * factor)
+        one, two = (encoder(*inputs(encoder, words, caption))[0] for caption in captions)
+        heart, star = (one - two)[[2, 6]].abs().amax(dim=1)
+        print(f"   position vectors {title}: \"heart\" changes by {heart:.4f}, \"star\" by {star:.4f}")
+    encoder.positions.copy_(kept)
+    print("   without places both captions are one bag of words: nothing says which thing is red")
+
+
+def show_sizes():
+    """The named sizes, built on the meta device: shapes without memory."""
+    print("\n5. The named sizes: a block is 4·D² to look, 8·D² to think, 13·D for biases and norms")
+    for name, config in TEXT.items():
+        with torch.device("meta"):
+            encoder = TextEncoder(config)
+        block, total = parameters(encoder.blocks[0]), parameters(encoder)
+        print(f"   {name:<16} D {config.width:>4}   {config.layers:>2} blocks × {block:>10,} + tables"
+              f" {total - config.layers * block:>11,} = {total:>13,}")
+
+
+def draw_map(axes, weights, names, title):
+    """One head's map: rows look, columns are looked at; shares from 10% on are written out."""
+    image = axes.imshow(weights, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(names)), [*names[:-1], "padding"], rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, labelsize=13)
+    axes.set_title(title, size=14)
+    for row, column in (weights >= 0.1).nonzero().tolist():
+        share, color = f"{100 * weights[row, column]:.0f}", "w" if weights[row, column] > 0.5 else "k"
+        axes.text(column, row, share, ha="center", va="center", color=color)
+    return image
+
+
+def save_picture(encoder, words, path):
+    """Who looks at whom in CAPTION: a row of panels for each head, a column for each block."""
+    from matplotlib.figure import Figure                    # here, so that importing this file stays quick
+    tokens, mask = inputs(encoder, words, CAPTION)
+    names = [words.decode([i]).strip() for i in tokens[mask]] + ["last position"]
+    n, heads, states = len(names) - 1, encoder.config.heads, stages(encoder, tokens, mask).values()
+    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    panels = figure.subplots(heads, len(encoder.blocks), sharex=True, sharey=True, squeeze=False)
+    for column, (block, x) in enumerate(zip(encoder.blocks, states)):
+        q, k, _ = split_heads(block.attention.qkv(block.norm1(x)), heads)
+        for head, look in enumerate(attention_weights(q, k)[0]):                 # [K, K]
+            # All padded columns become one, their sum, so that a row still adds up to 100 per cent; of the
+            # padded rows only the last is shown: it is the one that 03 takes for the whole caption.
+            look = torch.cat([look[:, :n], look[:, n:].sum(1, keepdim=True)], dim=1)[[*range(n), -1]]
+            image = draw_map(panels[head, column], look, names, f"block {column + 1}, head {head + 1}")
+    figure.suptitle("Who looks at whom: each row shares out 100%", size=22)
+    figure.colorbar(image, ax=panels, shrink=0.6, label="share of a row's attention")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+@torch.no_grad()
+def main(weights=WEIGHTS):
+    """The five sections and the picture."""
+    torch.manual_seed(0)
+    encoder, words = course_encoder(weights)
+    show_attention()
+    show_way(encoder, words)
+    show_padding(encoder, words)
+    show_order(encoder, words)
+    show_sizes()
+    save_picture(encoder, words, OUTPUTS / "02_transformer.png")
+    print("\nThe picture is outputs/02_transformer.png.\n"
+          "Next: python 03_unet.py lets a noisy picture look at these vectors.")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ arXiv 1505.04597; sinusoids: Vaswani et al. 2017, arXiv 1706.03762 (section 3.5)
 """
 import math
 import os
+import time
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -299,3 +300,183 @@ def read_weights(path):
                                      for key, value in saved["weights"].items()}}
     except Exception as e:   # torch.load fails in many ways on bytes that are not its own
         raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None
+
+# --- The demonstration -------------------------------------------------------------------------------
+
+# Everything from here on only shows what the code above does; no other file needs it.
+BASES = {"tiny": 16, "filtered": 64, "paper": 64}   # and the side of their pictures
+PARAMETERS = transformer.parameters
+
+
+def on_meta(name):
+    """A network of a named size on the meta device: shapes without memory, so any laptop can count the largest."""
+    with torch.device("meta"):
+        return UNet(UNET[name])
+
+
+def show_sizes():
+    """The U-Net as a table, a row for each level, its way down and its way up together."""
+    print("\n1. The levels, built on the meta device; blocks: down + up")
+    for name, side in BASES.items():
+        network = on_meta(name)
+        c, counted = network.config, {part: PARAMETERS(getattr(network, part)) for part in ("middle", "text")}
+        for i, (down, up) in enumerate(zip(network.down, network.up[::-1])):
+            counted[i] = PARAMETERS(down) + PARAMETERS(up)
+            print(f"   {name:<9} level {i}   {side >> i:>2}×{side >> i:<2}  {c.channels * c.multipliers[i]:>5,} channels   "
+                  f"{len(down.steps)} + {len(up.steps)} blocks   {'attention' if i in c.attention_levels else '-':<9}"
+                  f" {counted[i]:>13,} parameters")
+        total = PARAMETERS(network)
+        print(f"             middle {counted['middle']:,}, text encoder {counted['text']:,}, the rest "
+              f"{total - sum(counted.values()):,}: together {total:,}\n"
+              f"             its upsampler: {PARAMETERS(on_meta(name + '-upsampler')):,}")
+
+
+def show_time():
+    """Waves whose first numbers a pocket calculator confirms."""
+    print("\n2. A timestep as waves: [cos, sin] of t, t/10, t/100, t/1000 for 8 numbers (half = 4)")
+    for t in (0, 3):
+        print(f"   t = {t}: " + " ".join(f"{x:+.3f}" for x in timestep_embedding(torch.tensor([t]), 8)[0].tolist())
+              + ("   cos 0 = 1, sin 0 = 0" if t == 0 else "   cos 3 = -0.990, cos 0.3 = +0.955, …, sin 3 = +0.141, …"))
+    rows = timestep_embedding(torch.arange(1000), 64)
+    print(f"   all timesteps, 64 numbers each: {list(rows.shape)}, mean {rows.mean():+.3f}; "
+          f"each row's squares add up to {rows[500].square().sum():.1f}, since cos² + sin² = 1, 32 times")
+    print("   how alike is t = 500 to " + ", ".join(
+        f"{t}: {F.cosine_similarity(rows[500], rows[t], dim=0):.3f}" for t in (500, 501, 510, 600, 900)))
+
+
+def show_fresh(network, x, t, cond):
+    """Why a new network is silent, and why it learns nevertheless."""
+    print("\n3. A fresh network answers zero")
+    block = ResBlock(64, 64, 256)
+    h = torch.randn(1, 64, 8, 8)
+    print(f"   a fresh residual block changes its input by {(block(h, torch.randn(1, 256)) - h).abs().max():.1f}:"
+          " its second convolution starts at zero, so x + 0")
+    answer = network(x, t, **cond)
+    print(f"   the network: x {list(x.shape)} -> {list(answer.shape)}, largest number {answer.abs().max():.1f}:"
+          " its last convolution is zero too")
+    (answer - 1).square().mean().backward()     # any target that is not zero
+    awake = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
+    print(f"   the first gradient reaches {len(awake)} of its {len(list(network.parameters()))} tensors: "
+          f"{', '.join(awake)}\n   after the first step that convolution is no longer zero, and lets gradients through")
+
+
+def randomise(network):
+    """Random weights that keep the size of what they are given: zeros would hide every mistake in the wiring."""
+    for p in network.parameters():
+        p.grad = None
+        if p.dim() > 1:
+            nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
+        else:
+            p.data += 0.1 * torch.randn_like(p)
+    return network.eval()
+
+
+def show_shapes(network, x, t, cond):
+    """A forward hook on every step and every resampling block prints what goes in and what comes out."""
+    print(f"\n4. The way down and up, weights now random: x {list(x.shape)}, t {t.tolist()}")
+    kept = iter(reversed([64, 64, 64, 128]))     # channels of the skips, as they come off the stack
+
+    def tell(name, part, given, out):
+        (_, c, *_), (_, into, h, w) = given[0].shape, out.shape
+        skip = next(kept) if name.startswith("up") and isinstance(part, Step) else 0
+        looks = f"each place looks at {cond['tokens'].shape[1]} words + {h * w} places" if getattr(part, "attention", None) else ""
+        print(f"   {name:<16} {f'{c - skip} + skip {skip}' if skip else c:>14} channels in"
+              f"  -> {[into, h, w]!s:<13} std {out.std():5.2f}   {looks}")
+
+    hooks = [part.register_forward_hook(lambda part, given, out, name=name: tell(name, part, given, out))
+             for name, part in network.named_modules()
+             if isinstance(part, Step) or name.endswith("resample")]
+    answer = network(x, t, **cond)
+    for hook in hooks:
+        hook.remove()
+    print(f"   the answer {list(answer.shape)}, mean {answer.mean():+.3f}: 3 channels of noise, 3 of variance")
+
+
+def show_prepare(network, x, t, cond, steps=25):
+    """A drawing asks the same caption at every step; one run of the clock, so take the ratio as rough."""
+    def drawing(given, once):
+        start = time.perf_counter()
+        given = network.prepare(**given) if once else given
+        answers = [network(x, t, **given) for _ in range(steps)]
+        return time.perf_counter() - start, answers[-1]
+
+    network(x, t, **cond)                        # the first call warms up
+    (every, one), (once, two) = drawing(cond, False), drawing(cond, True)
+    print(f"\n5. What `prepare` saves: {steps} steps with one caption\n"
+          f"   read at every step {every:.2f} s, prepared once {once:.2f} s: {every / once:.2f} times as fast\n"
+          f"   the answers differ by {(one - two).abs().max():.1f}")
+
+
+def draw_waves(above, below):
+    """The embedding as a heat map over all timesteps, and how alike timesteps are to three of them."""
+    rows = timestep_embedding(torch.arange(1000), 64)
+    image = above.imshow(rows.T, cmap="RdBu_r", aspect="auto", interpolation="nearest")
+    above.set_yticks([0, 31, 32, 63], ["fast cos", "slow cos", "fast sin", "slow sin"], size=11)
+    above.set_title("A timestep is a row of waves", size=18, loc="left")
+    above.figure.colorbar(image, ax=above, ticks=[-1, 0, 1], pad=0.015)
+    for t, color in ((100, "#2980b9"), (500, "#27ae60"), (900, "#c0392b")):
+        below.plot(rows @ rows[t] / 32, color=color, linewidth=2, label=f"to t = {t}")
+    below.set(xlabel="timestep", ylabel="cosine similarity", xlim=(0, 999), ylim=(0, 1.05))
+    below.set_title("Neighbours are alike, strangers less", size=18, loc="left")
+    below.legend(frameon=False, fontsize=12, loc="lower center", ncols=3)
+    below.spines[["top", "right"]].set_visible(False)
+
+
+def draw_levels(axes, name, side):
+    """The U as bars: as long as a level has channels, as high as its picture is large (by its logarithm)."""
+    network, gap = on_meta(name), 1.2
+    c, deepest = network.config, len(network.down) - 1
+    for i, (down, up) in enumerate(zip(network.down, network.up[::-1])):
+        channels, height, y = c.channels * c.multipliers[i], math.log2(side >> i) / 9, -i
+        color = "#e67e22" if i in c.attention_levels else "#7f8c8d"
+        for sign, level in ((-1, down), (1, up)):
+            width = channels / 250
+            axes.barh(y, sign * width, height, left=sign * gap, color=color)
+            axes.text(sign * (gap + width / 2), y, f"{channels}", ha="center", va="center", color="white", size=14)
+            axes.text(sign * (gap + width + 0.12), y, f"{len(level.steps)} blocks\n{PARAMETERS(level) / 1e6:.1f} M",
+                      ha="right" if sign < 0 else "left", va="center", size=12)
+        axes.annotate("", (gap, y), (-gap, y), arrowprops={"arrowstyle": "-|>", "color": "#34495e", "lw": 1.5})
+        axes.text(0, y + 0.06, f"{side >> i}×{side >> i}", ha="center", va="bottom", size=15, weight="bold")
+        axes.text(0, y - 0.06, f"{c.blocks + 1} skips", ha="center", va="top", size=12, color="#34495e")
+    axes.barh(-deepest - 0.95, channels / 250, height, left=-channels / 500, color="#e67e22")
+    axes.text(0, -deepest - 0.95, f"middle  {channels}", ha="center", va="center", color="white", size=14)
+    axes.text(0, 0.75, f"{PARAMETERS(network):,} parameters, {PARAMETERS(network.text):,} of them read the caption",
+              ha="center", size=12)
+    axes.set(xlim=(-5.4, 5.4), ylim=(-deepest - 1.4, 1))
+    axes.set_title(f"The U of “{name}”: down on the left, up on the right; attention in orange", size=18)
+    axes.axis("off")
+
+
+def save_picture(path):
+    """Left, time as the network hears it; right, the released network's levels."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure         # here, so that importing this file stays quick
+    figure = Figure(figsize=(18, 8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    draw_waves(*left.subplots(2, 1))
+    draw_levels(right.subplots(), "filtered", BASES["filtered"])
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def main():
+    """The five sections and the picture; one noisy picture of 16 pixels and one caption go through them."""
+    torch.manual_seed(0)
+    words = import_module("01_tokenizer").world_tokenizer()
+    ids, mask = words.pad(words.encode("a red heart above a blue star"), 20)
+    cond = {"tokens": torch.tensor([ids]), "mask": torch.tensor([mask])}
+    network, x, t = UNet(UNET["tiny"]), torch.randn(1, 3, 16, 16), torch.tensor([500])
+    show_sizes()
+    show_time()
+    show_fresh(network, x, t, cond)
+    with torch.no_grad():
+        show_shapes(randomise(network), x, t, cond)
+        show_prepare(network, x, t, cond)
+    save_picture(OUTPUTS / "03_unet.png")
+    print("\nThe picture is outputs/03_unet.png.\n"
+          "Next: python 04_diffusion.py makes pictures out of guesses at the noise.")
+
+
+if __name__ == "__main__":
+    main()

@@ -216,18 +216,18 @@ class Diffusion:
 
     # --- Training ---
 
-    def loss(self, model, x0, t, noise, *, weigh_v=False, **cond):
+    def loss(self, model, x0, t, noise, *, weights=None, **cond):
         """The hybrid loss of each example [I eq. 16]: L_simple + T/1000 · L_t in bits per dimension.
 
-        x0, noise [B, C, H, W], t [B] -> [B] float32. weigh_v divides the squared error in ε by ᾱ, which makes
-        it the squared error in v: the fair one for a network that predicts v (see `answers_eps`).
+        x0, noise [B, C, H, W], t [B] -> [B] float32. weights, a table [T], multiplies the squared error in ε at
+        each timestep: 1/ᾱ makes it the squared error in v, (1-ᾱ)/ᾱ the one in x_0. None is DDPM's own choice.
         """
         x_t = self.q_sample(x0, t, noise)
         output = model(x_t, t.to(x_t.device), **cond)
         eps, between = output.chunk(2, dim=1)
         simple = (eps - noise).square().flatten(1).mean(1)     # ‖ε - ε̂‖²   [D eq. 14]
-        if weigh_v:
-            simple = simple / self.at(self.alpha_bar, t, simple)
+        if weights is not None:
+            simple = simple * self.at(weights, t, simple)
         # The bound trains the variance alone: through the mean its gradient is far noisier than L_simple's.
         frozen = torch.cat([eps.detach(), between], dim=1)
         return simple + len(self.timesteps) / 1000 * self.bound(frozen, x0, x_t, t)

@@ -21,11 +21,14 @@ Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 
     python 05_guidance.py       about ten seconds: what guidance does to a distribution one can plot, then
                                 one prompt drawn at scales 0, 1, 3 and 8; a picture in outputs/
 """
+import time
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
+tokenizer = import_module("01_tokenizer")
+unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 
 OUTPUTS = Path(__file__).parent / "outputs"
@@ -56,3 +59,121 @@ def classifier_free(model, scale):
 
     denoiser.prepare = inner_prepare
     return denoiser
+
+def trained(name, wrap=lambda network: network):
+    """A small model that comes with the course: its denoiser, its DiffusionConfig, and captions -> conditioning.
+
+    name  "base" or "upsampler", a file in lessons/weights; wrap gives the network its further inputs (07)
+    """
+    path = unet.WEIGHTS / f"{name}.pt"
+    network, saved = unet.UNet.load(path), unet.read_weights(path)
+    process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
+
+    def encode(captions):
+        ids, masks = zip(*(tok.pad(tok.encode(text), network.config.text.context) for text in captions))
+        return {"tokens": torch.tensor(ids), "mask": torch.tensor(masks)}
+
+    return diffusion.answers_eps(wrap(network), process), process, encode
+
+
+# --- The demonstration -------------------------------------------------------------------------------
+
+SCALES = (0, 1, 3, 8)
+PROMPT = "a large red heart on a white background"
+MEANS = torch.tensor([[-0.35, -0.05], [0.25, 0.35], [0.3, -0.35]]).view(3, 2, 1, 1)   # three Gaussians that overlap
+
+
+def show_the_line(d):
+    """One point, two guesses, and where guidance goes."""
+    print("\n── 1. One noisy point, two guesses at its noise")
+    oracle, t = diffusion.MixtureDenoiser(d, MEANS, 0.25), torch.tensor([500])
+    x, asked = torch.tensor([0.2, 0.1]).view(1, 2, 1, 1), {"tokens": torch.tensor([[0]]), "mask": torch.tensor([[True]])}
+    guess = {"ε_c": oracle(x, t, **asked), "ε_∅": oracle(x, t)}
+    for name, eps in guess.items():
+        print(f"   {name} = ({eps[0, 0].item():+.3f}, {eps[0, 1].item():+.3f})")
+    for scale in SCALES:
+        eps = classifier_free(oracle, scale)(x, t, **asked)[0, :2].flatten().tolist()
+        print(f"   s = {scale}: ε_∅ + {scale}·(ε_c - ε_∅) = ({eps[0]:+.3f}, {eps[1]:+.3f})")
+
+
+def show_the_mixture(d, n=1500):
+    """The oracle asked for its left Gaussian, guided: -> the points drawn, by scale."""
+    print("\n── 2. A distribution one can plot: three Gaussians, the left one asked for")
+    oracle, drawn = diffusion.MixtureDenoiser(d, MEANS, 0.25), {}
+    asked = {"tokens": torch.zeros(n, 1, dtype=torch.long), "mask": torch.ones(n, 1, dtype=torch.bool)}
+    for scale in SCALES:
+        noise = torch.randn(n, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+        points = d.ddim_sample(classifier_free(oracle, scale), noise, **asked).flatten(1)
+        nearest = (points[:, None] - MEANS.flatten(1)).norm(dim=2).argmin(1)
+        drawn[scale] = points
+        print(f"   s = {scale}: {(nearest == 0).double().mean():6.1%} of the points lie nearest to it;"
+              f" their spread is {points.std(0).mean():.3f}")
+    print("   s = 1 draws the Gaussian as it is (0.25); more is surer of itself, and narrower: variety is the price")
+    return drawn
+
+
+def show_the_prompt(n=6):
+    """The same noise, the same prompt, four scales: -> pictures [n, 3, 16, 16] by scale."""
+    model, config, encode = trained("base")
+    d, drawn = diffusion.Diffusion.of(config, "25"), {}
+    print(f"\n── 3. {PROMPT!r}, the same {n} noises at four scales, 25 DDIM steps each")
+    for scale in SCALES:
+        noise, start = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1)), time.time()
+        drawn[scale] = d.ddim_sample(classifier_free(model, scale), noise, **encode([PROMPT] * n))
+        red, green, blue = drawn[scale][:, :, 6:10, 6:10].mean((0, 2, 3)).add(1).div(2).tolist()
+        print(f"   s = {scale}: the middle is on average red {red:.2f}, green {green:.2f}, blue {blue:.2f};"
+              f" pictures differ by {drawn[scale].std(0).mean():.3f}   ({time.time() - start:.1f} s)")
+    return drawn
+
+
+def show_the_cost():
+    """What the second branch costs, and what preparing the prompt saves."""
+    model, config, encode = trained("base")
+    print("\n── 4. What it costs: both branches are one batch, the caption is read once")
+    x, t = torch.randn(8, 3, 16, 16), torch.full((8,), 500)
+    guided = classifier_free(model, 3.0)
+    runs = {"unguided": (model, diffusion.prepare(model, **encode([PROMPT] * 8))),
+            "guided": (guided, guided.prepare(**encode([PROMPT] * 8))), "guided, unprepared": (guided, encode([PROMPT] * 8))}
+    for name, (denoiser, cond) in runs.items():
+        with torch.no_grad():
+            denoiser(x, t, **cond)   # the first call warms up
+            start = time.time()
+            for _ in range(10):
+                denoiser(x, t, **cond)
+        print(f"   {name:<20}{(time.time() - start) * 100:6.1f} ms a step for 8 pictures")
+
+
+def save_picture(points, pictures, path):
+    """Above, the guided mixture; below, the guided prompt; one column a scale."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(12, 8.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 0.86))
+    for ax, (scale, xy) in zip(above.subplots(1, len(SCALES)), points.items()):
+        ax.scatter(*MEANS.flatten(1).T, s=2600, color="0.9")
+        ax.scatter(*xy.T, s=4, color="#c0392b", alpha=0.35, linewidths=0)
+        ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
+        ax.set_title(("ignores the prompt" if scale == 0 else "as trained" if scale == 1 else "insists" if scale == 3
+                      else "shouts") + f":  s = {scale}", size=14)
+    above.suptitle("“the left one, please”: three Gaussians, guided by their own oracle", size=16)
+    for ax, (scale, x) in zip(below.subplots(1, len(SCALES)), pictures.items()):
+        tiles = x.clamp(-1, 1).add(1).div(2).view(2, 3, *x.shape[1:])            # two rows of three
+        tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1.0)          # a white frame round each
+        ax.imshow(tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
+        ax.axis("off")
+    below.suptitle(f"“{PROMPT}”: the same six noises, drawn by the small model", size=16)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    """The four sections and the picture."""
+    d = diffusion.Diffusion.of(diffusion.DiffusionConfig(), "50")
+    show_the_line(diffusion.Diffusion.of(diffusion.DiffusionConfig()))
+    points, pictures = show_the_mixture(d), show_the_prompt()
+    show_the_cost()
+    save_picture(points, pictures, OUTPUTS / "05_guidance.png")
+    print("\nThe picture is outputs/05_guidance.png.\nNext: python 06_inpaint.py draws into a part of a picture.")
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,9 @@ from pathlib import Path
 
 import torch
 
+tokenizer = import_module("01_tokenizer")
 diffusion = import_module("04_diffusion")
+guidance = import_module("05_guidance")
 
 OUTPUTS = Path(__file__).parent / "outputs"
 
@@ -117,3 +119,100 @@ def overwrite_known(process, image, mask, generator=None):
             + process.at((1 - before).sqrt(), t, x) * diffusion.gaussian(image, generator)
         return torch.where(mask.bool(), noised, x)
     return step_fn
+
+# --- The demonstration -------------------------------------------------------------------------------
+
+# What the picture shows, what is asked for in its hole, and the hole: rows and columns of 16.
+EDITS = (("a large red heart on a white background", "a large blue star on a white background", (2, 14, 2, 14)),
+         ("a large purple umbrella on a gray background", "a large purple umbrella on a gray background", (0, 16, 8, 16)),
+         ("a small yellow sun on a black background", "a small cyan cross on a black background", (3, 13, 3, 13)),
+         ("a large green house on a brown background", "a large green house on a brown background", (0, 8, 0, 16)))
+
+
+def show_masks():
+    """The five kinds of random masks, and how much each leaves known."""
+    print("\n── 1. Random masks: what inpainting is trained on")
+    rng = random.Random(0)
+    for kind in (box, stroke, border):
+        known = [kind(64, 64, rng).mean().item() for _ in range(300)]
+        print(f"   {kind.__name__:<8} leaves {min(known):4.0%} to {max(known):4.0%} known, {sum(known) / 300:.0%} on average")
+    print("   … and now and then everything or nothing is known")
+
+
+def edit_pictures():
+    """-> the four pictures [4, 3, 16, 16] and masks [4, 1, 16, 16] of EDITS."""
+    rng, mask = random.Random(3), torch.ones(len(EDITS), 1, 16, 16)
+    scenes = [tokenizer.Scene.parse(shown).fill(rng) for shown, _, _ in EDITS]
+    for i, (_, _, (top, bottom, left, right)) in enumerate(EDITS):
+        mask[i, :, top:bottom, left:right] = 0
+    pictures = torch.stack([torch.from_numpy(diffusion.draw(scene, rng)) for scene in scenes]).permute(0, 3, 1, 2)
+    return diffusion.reduce(pictures, 16), mask
+
+
+def seam(x, mask):
+    """How visible the edge is: the mean jump between neighbours of which one is known and the other is not."""
+    jumps = []
+    for dim in (2, 3):
+        crossing = mask.diff(dim=dim).abs().expand(-1, x.shape[1], -1, -1).bool()
+        jumps.append(x.diff(dim=dim).abs()[crossing])
+    return torch.cat(jumps).mean().item()
+
+
+def show_two_ways(image, mask):
+    """The two ways that need no training, with the small base model: -> {name: pictures}."""
+    print("\n── 2. Holes filled by the small model, 50 ancestral steps, guidance 5")
+    model, config, encode = guidance.trained("base")
+    process, model = diffusion.Diffusion.of(config, "50"), guidance.classifier_free(model, 5.0)
+    ways = {"overwrite": {"step_fn": overwrite_known(process, image, mask, torch.Generator().manual_seed(1))},
+            "replace": {"x0_fn": replace_known(image, mask)}}
+    drawn = {}
+    for name, hook in ways.items():
+        g = torch.Generator().manual_seed(0)
+        x = drawn[name] = process.ddpm_sample(model, torch.randn(image.shape, generator=g), generator=g, **hook,
+                                              **encode([asked for _, asked, _ in EDITS]))
+        off = ((x - image).abs() * mask).max().item()
+        print(f"   {name:<10} known pixels off by at most {off:.1g}; mean jump across the hole's edge {seam(x, mask):.3f}")
+    print(f"   the true pictures' jump at the same places is {seam(image, mask):.3f}")
+    return drawn
+
+
+def show_channels(image, mask):
+    """What the third way, fine-tuning, shows to the network."""
+    print("\n── 3. The third way: four more input channels")
+    seen = []
+    t = torch.full((len(image),), 500)
+    with_known(lambda x, t: seen.append(x) or x)(torch.randn(image.shape), t, inpaint_image=image, inpaint_mask=mask)
+    for name, part in zip(("x_t", "picture × mask", "mask"), seen[0].split([3, 3, 1], dim=1)):
+        print(f"   {name:<15} {list(part.shape)}   mean {part.mean():+.3f}")
+    print(f"   the mask is 1 on {mask.mean():.0%} of the pixels: known; under the 0s the picture is wiped out")
+
+
+def save_picture(image, mask, drawn, path):
+    """One row an edit: the picture, what is left of it, and the two fillings."""
+    from matplotlib.figure import Figure
+    columns = {"the picture": image, "what is known": torch.where(mask.bool(), image, torch.full_like(image, 0.8))}
+    columns |= {"overwrite x_t": drawn["overwrite"], "replace x̂_0": drawn["replace"]}
+    figure = Figure(figsize=(12, 12.6), layout="constrained")
+    axes = figure.subplots(len(EDITS), len(columns))
+    for j, (title, pictures) in enumerate(columns.items()):
+        axes[0, j].set_title(title, size=17, pad=12)
+        for i, (shown, asked, _) in enumerate(EDITS):
+            axes[i, j].imshow(pictures[i].clamp(-1, 1).add(1).div(2).permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes[i, j].set(xticks=[], yticks=[])
+            axes[i, j].set_xlabel({0: shown, 2: f"asked for: {asked}"}.get(j, "").replace(" on ", "\non "), size=11)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=90)
+
+
+def main():
+    """The three sections and the picture."""
+    image, mask = edit_pictures()
+    show_masks()
+    drawn = show_two_ways(image, mask)
+    show_channels(image, mask)
+    save_picture(image, mask, drawn, OUTPUTS / "06_inpaint.png")
+    print("\nThe picture is outputs/06_inpaint.png.\nNext: python 07_upsample.py makes small pictures large.")
+
+
+if __name__ == "__main__":
+    main()

@@ -66,6 +66,7 @@ class TrainConfig:
     decay: bool = False         # cosine to zero at the end; the papers keep the rate constant
     ema: float = 0.9999
     drop: float = 0.2           # captions replaced by the empty one
+    weighting: str = "eps"      # of the timesteps, see `loss_weights`
     crop: int | None = None     # train on squares of this many pixels (the U-Net is convolutional)
 
 
@@ -95,8 +96,8 @@ def _preset(name, sizes, train, upsampler_train):
 LARGE = (TrainConfig(), TrainConfig(steps=1_600_000, batch=512))
 PRESETS = {
     "tiny": _preset("tiny", (16, 64),
-                    TrainConfig(1500, 64, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15),
-                    TrainConfig(6000, 32, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, crop=32)),
+                    TrainConfig(2700, 64, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="middle"),
+                    TrainConfig(6000, 32, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="v", crop=32)),
     "filtered": _preset("filtered", (64, 256), *LARGE),
     "paper": _preset("paper", (64, 256), *LARGE),
 }
@@ -176,6 +177,19 @@ def pace(step, config):
     return share * 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.decay else share
 
 
+def loss_weights(process, weighting):
+    """How much the squared error in ε counts at each timestep: a table for `Diffusion.loss`, or None.
+
+    "eps"     every timestep alike, as DDPM and GLIDE do
+    "v"       as if v had been compared: 1/ᾱ. Little training is enough to get the noisy end right
+    "middle"  √ᾱ times the squared error in x_0, and a little of the first: most weight where the picture is half
+              visible, so that the caption is needed to say what it is. At the noisy end only the background shows,
+              at the other end only noise is to be learned. (Hang et al. 2023, arXiv 2303.09556, weigh the same way.)
+    """
+    return {"eps": None, "v": 1 / process.alpha_bar,
+            "middle": (1 - process.alpha_bar) / process.alpha_bar.sqrt() + 0.05}[weighting]
+
+
 class Trainer:
     """A model in training: network, average, optimiser, and how far it has come.
 
@@ -191,6 +205,7 @@ class Trainer:
         self.ema = unet.UNet(preset.unet).to(device).requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.process = diffusion.Diffusion.of(preset.diffusion)
+        self.weights = loss_weights(self.process, preset.train.weighting)
         # The text encoder learns slowly. At the U-Net's rate it collapses in the first hundred steps: the words
         # that explain most of the picture (the background's) drown all others, and their gradient with them.
         text = [p for name, p in self.model.named_parameters() if name.startswith(("text.", "pool."))]
@@ -215,7 +230,7 @@ class Trainer:
         x0, noise = x0.to(self.device), noise.to(self.device)
         cond = {name: value.to(self.device) for name, value in cond.items()}
 
-        loss = self.process.loss(self.denoiser, x0, t, noise, weigh_v=self.preset.diffusion.predicts == "v", **cond)
+        loss = self.process.loss(self.denoiser, x0, t, noise, weights=self.weights, **cond)
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -231,6 +246,14 @@ class Trainer:
         """EMA: the average forgets slowly, but at first, when there is little worth remembering, faster."""
         decay = min(self.preset.train.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def start_from(self, path):
+        """Begin with the weights of a file instead of random ones. ValueError if its sizes are others."""
+        network = unet.UNet.load(path)
+        if network.config != self.preset.unet:
+            raise ValueError(f"{path} is of another size than the model to be trained")
+        self.model.load_state_dict(network.state_dict())
+        self.ema.load_state_dict(network.state_dict())
 
     # --- Checkpoints: everything that the next step depends on ---
 
@@ -249,8 +272,14 @@ class Trainer:
             partial.unlink(missing_ok=True)
 
     def resume(self, path):
-        """Go on where a checkpoint of the same run stopped. ValueError if it is of another run."""
-        saved = torch.load(path, map_location=self.device, weights_only=True)
+        """Go on where a checkpoint of the same run stopped. ValueError if it is of another run, or damaged."""
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}")
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            saved = {name: saved[name] for name in self.state()}
+        except Exception as e:   # torch.load fails in many ways on bytes that are not its own
+            raise ValueError(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
         for name in ("preset", "difficulty", "seed"):
             if saved[name] != self.state()[name]:
                 raise ValueError(f"{path} is of a run with another {name}; give the same options, or another --out")
@@ -339,18 +368,21 @@ class Judge(nn.Module):
 def judge_pictures(n, rng, size, difficulty="full"):
     """Real pictures with *all* pairs of colour and noun, and the scenes they show: what the judge learns from."""
     scenes = [tokenizer.random_scene(rng, difficulty, rng.random() < 0.1).fill(rng) for _ in range(n)]
-    pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).permute(0, 3, 1, 2)
+    pictures = torch.from_numpy(np.stack([diffusion.draw(scene, rng) for scene in scenes])).permute(0, 3, 1, 2)
     return diffusion.reduce(pictures, size), scenes
 
 
 def soil(x):
-    """Pictures a little blurred and noisy, each to its own degree, as generated ones are."""
-    blur, noise = 0.3 * torch.rand(len(x), 1, 1, 1), 0.05 * torch.rand(len(x), 1, 1, 1)
+    """Pictures a little blurred, tinted and noisy, each to its own degree, as generated ones are.
+
+    Without this the judge is right about real pictures and lost when a colour is a shade off.
+    """
+    blur, tint, noise = (most * torch.rand(len(x), 1, 1, 1) for most in (0.3, 0.12, 0.15))
     x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), blur)
-    return x + noise * torch.randn_like(x)
+    return x + tint * torch.randn(len(x), 3, 1, 1) + noise * torch.randn_like(x)
 
 
-def train_judge(size, *, steps=600, seed=0, batch=256, lr=3e-3):
+def train_judge(size, *, steps=1000, seed=0, batch=256, lr=3e-3):
     """A judge of pictures of this size, in eval mode."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -376,13 +408,13 @@ def load_judge(path):
     saved = unet.read_weights(path)
     try:
         config = JudgeConfig(**saved["config"])
+        if config.answers != JudgeConfig().answers:
+            raise ValueError(f"{path} was trained for another vocabulary; train it anew: python 08_train.py judge")
         judge = Judge(config)
         judge.load_state_dict(saved["weights"])
+        judge.ceiling = saved["ceiling"]   # {kind: (right, n)} on real pictures, measured when it was trained
     except (KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path} does not hold a judge ({type(e).__name__})") from None
-    if config.answers != JudgeConfig().answers:
-        raise ValueError(f"{path} was trained for another vocabulary; train it anew: python 08_train.py judge")
-    judge.ceiling = saved["ceiling"]   # {kind: (right, n)} on real pictures, measured when it was trained
     return judge.eval()
 
 
@@ -477,14 +509,13 @@ def save_grid(pictures, captions, path, *, title="", columns=4):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     rows = math.ceil(len(pictures) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.75 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for ax, picture, caption in zip(axes.flat, to_bytes(pictures).cpu(), captions):
         ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         ax.set_title("\n".join(textwrap.wrap(caption, 24)), fontsize=9)
     figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -534,14 +565,18 @@ class Progress:
         print(f"\r{line:<90}" if live else line, end="\n" if final or not live else "", flush=True)
 
 
-def train(preset, out, *, difficulty="single", seed=0, device="cpu", resume=False, save_every=200, facts=None):
+def train(preset, out, *, difficulty="single", seed=0, device="cpu", start=None, resume=False, save_every=200,
+          facts=None):
     """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png,
     loss.png, log.jsonl and checkpoint.pt, from which resume=True goes on. -> the path of weights.pt
 
-    Ctrl-C saves a checkpoint and leaves.
+    start is a weight file of the same sizes to begin with, instead of random weights. Ctrl-C saves a checkpoint
+    and leaves.
     """
     out.mkdir(parents=True, exist_ok=True)
     trainer, log = Trainer(preset, difficulty=difficulty, seed=seed, device=device), []
+    if start is not None:
+        trainer.start_from(start)
     if resume:
         trainer.resume(out / "checkpoint.pt")
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][:trainer.step]
@@ -569,7 +604,7 @@ def train(preset, out, *, difficulty="single", seed=0, device="cpu", resume=Fals
     unet.save_weights(out / "weights.pt", trainer.ema, size=preset.size, diffusion=asdict(preset.diffusion),
                       tokenizer=trainer.tok.merges, difficulty=difficulty,
                       made={"steps": trainer.step, "seed": seed, "minutes": round(trainer.seconds / 60, 1),
-                            "torch": torch.__version__, **(facts or {})})
+                            "torch": str(torch.__version__), **(facts or {})})
     return out / "weights.pt"
 
 
@@ -603,10 +638,11 @@ def arguments(argv=None):
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--out", type=Path, help="folder for weights, samples and curves (default: outputs/train-MODEL)")
+    add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
 
@@ -616,6 +652,21 @@ def positive(text):
     return int(text)
 
 
+def seed(text):
+    if not text.isdecimal() or int(text) >= 2 ** 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2 ** 32 - 1}")
+    return int(text)
+
+
+def device(text):
+    """The name of a device that computes here."""
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError, ImportError):
+        raise argparse.ArgumentTypeError(f"there is no device {text!r} here; cpu always works") from None
+    return text
+
+
 def main(argv=None):
     args = arguments(argv)
     out = args.out or OUTPUTS / f"train-{args.model}"
@@ -623,13 +674,13 @@ def main(argv=None):
     try:
         out.mkdir(parents=True, exist_ok=True)
         if args.model == "judge":
-            save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 600, seed=args.seed, facts=facts)
+            save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
             return
         preset = PRESETS["tiny"][args.model]
         preset = replace(preset, train=replace(preset.train, steps=args.steps or preset.train.steps,
                                                batch=args.batch or preset.train.batch))
         weights = train(preset, out, difficulty=args.world, seed=args.seed, device=args.device,
-                        resume=args.resume, facts=facts)
+                        start=args.start, resume=args.resume, facts=facts)
         print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))

@@ -20,6 +20,7 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: base and upsampl
 """
 import argparse
 import itertools
+import math
 import random
 import re
 import sys
@@ -222,7 +223,7 @@ def load_openai(state_dict):
     """
     try:
         config = config_from_shapes({key: tuple(value.shape) for key, value in state_dict.items()})
-    except (KeyError, ValueError, ZeroDivisionError, AttributeError, TypeError) as e:
+    except (LookupError, ValueError, ZeroDivisionError, AttributeError, TypeError) as e:
         raise ValueError(f"these are not the weights of a released GLIDE U-Net ({e!r})") from None
     names = released_names(config)
     if set(names.values()) != set(state_dict):
@@ -314,25 +315,32 @@ def arguments(argv=None):
     add = parser.add_argument
     add("prompt", nargs="?", help='such as "a red heart above a blue umbrella"')
     add("--n", type=train.positive, help="how many pictures (default 1; with --measure captions of each kind, 300)")
-    add("--seed", type=int, help="the same seed gives the same pictures (default: another one each time)")
-    add("--scale", type=float, default=3.0, help="guidance: 1 is the model as trained, more insists (default 3)")
+    add("--seed", type=train.seed, help="the same seed gives the same pictures (default: another one each time)")
+    add("--scale", type=finite, default=3.0, help="guidance: 1 is the model as trained, more insists (default 3)")
     add("--steps", default="25", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default 25)")
     add("--sampler", default="ddim", choices=("ddim", "ddpm"))
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
     add("--weights", type=Path, default=WEIGHTS, help="folder of base.pt, upsampler.pt and judges")
     add("--measure", action="store_true", help="no picture: how many captions come out right")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=train.device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
+
+
+def finite(text):
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return float(text)
 
 
 def target(args):
     """Where the picture goes; refuses early what could not be written, and what would overwrite."""
     name = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:80]
     out = args.out or OUTPUTS / f"{name}-{args.seed}.png"
-    if args.out and out.exists():
-        raise ValueError(f"{out} exists already; give another --out, or remove it first")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
+    for path in (out, strip_of(out)):
+        if args.out and path.exists():
+            raise ValueError(f"{path} exists already; give another --out, or remove it first")
     out.parent.mkdir(parents=True, exist_ok=True)
     probe = out.with_name(out.name + ".tmp")
     probe.touch()   # raises OSError where the folder cannot be written
@@ -340,8 +348,23 @@ def target(args):
     return out
 
 
+def strip_of(out):
+    """Where the steps on the way to a picture go."""
+    return out.with_name(out.stem + "-steps.png")
+
+
+def load_both(folder, device):
+    """The base model and the upsampler of a folder; ValueError for one in the other's place."""
+    models = []
+    for name, channels in ("base", 3), ("upsampler", 6):
+        models.append(Model.load(folder / f"{name}.pt", device))
+        if (got := models[-1].config.in_channels) != channels:
+            raise ValueError(f"{folder / name}.pt takes {got} input channels; the {name}'s are {channels}")
+    return models
+
+
 def sample(args):
-    base, upsampler = (Model.load(args.weights / f"{name}.pt", args.device) for name in ("base", "upsampler"))
+    base, upsampler = load_both(args.weights, args.device)
     check_prompt(args.prompt, base.difficulty)
     diffusion.respace(base.process.steps, args.steps)   # an impossible walk is refused before any work
     if args.seed is None:
@@ -350,15 +373,14 @@ def sample(args):
     print(f"{args.prompt!r}, seed {args.seed}, scale {args.scale:g}, {args.sampler} {args.steps}")
     pictures = generate(args.prompt, base=base, upsampler=upsampler, n=args.n or 1, seed=args.seed, watch=watch,
                         scale=args.scale, steps=args.steps, sampler=args.sampler)
-    strip = out.with_name(out.stem + "-steps.png")
     save_picture(sheet(pictures), out)
-    save_picture(watch.strip(), strip)
-    print(f"wrote {out}\n      {strip}: what the model believed on the way")
+    save_picture(watch.strip(), strip_of(out))
+    print(f"wrote {out}\n      {strip_of(out)}: what the model believed on the way")
 
 
 def measure(args):
     """Caption accuracy by kind beside the judge's ceiling, and the upsampler beside bicubic interpolation."""
-    base, upsampler = (Model.load(args.weights / f"{name}.pt", args.device) for name in ("base", "upsampler"))
+    base, upsampler = load_both(args.weights, args.device)
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS

@@ -180,7 +180,7 @@ def test_the_v_weighted_loss_is_the_error_in_v():
     model = diffusion.answers_eps(lambda x, t: torch.cat([guess, torch.zeros_like(guess)], dim=1), config)
     extra = d.bound(model(d.q_sample(x0, T4, noise), T4), x0, d.q_sample(x0, T4, noise), T4)
     error = (guess - (a.sqrt() * noise - (1 - a).sqrt() * x0)).square().flatten(1).mean(1)
-    answer = d.loss(model, x0, T4, noise, weigh_v=True)
+    answer = d.loss(model, x0, T4, noise, weights=1 / d.alpha_bar)
     assert torch.allclose(answer[:3] - extra[:3], error[:3], rtol=1e-3), "1/ᾱ times ε's squared error is v's"
 
 

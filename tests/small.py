@@ -1,0 +1,55 @@
+"""Networks far too small to draw anything, for tests that are about everything but quality."""
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+unet, train = import_module("03_unet"), import_module("08_train")
+ROOT = Path(__file__).parent.parent
+
+
+def preset(kind="base", **training):
+    """The tiny preset made smaller still: 32 channels, one text layer, eight pictures a step."""
+    tiny = train.PRESETS["tiny"][kind]
+    text = replace(tiny.unet.text, width=32, layers=1, heads=1)
+    net = replace(tiny.unet, channels=32, head_channels=32, text=text)
+    return replace(tiny, unet=net, train=replace(tiny.train, **{"steps": 4, "batch": 8, "warmup": 2} | training))
+
+
+def randomize(network):
+    """A fresh network answers zero, whatever it is asked; one with random weights does not."""
+    torch.manual_seed(0)
+    for p in network.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.7 / p[0].numel() ** 0.5)
+        else:
+            p.data += 0.1 * torch.randn_like(p)
+    return network
+
+
+@lru_cache
+def facts(kind, difficulty, folder):
+    """What `train` writes beside the weights, read from a file that it wrote."""
+    path = train.train(preset(kind, steps=1, batch=1), folder / kind / difficulty, difficulty=difficulty)
+    saved = unet.read_weights(path)
+    return {name: value for name, value in saved.items() if name not in ("config", "weights")}
+
+
+def save_models(folder, scratch, difficulty="full"):
+    """base.pt and upsampler.pt with random weights, complete in all else: -> folder."""
+    for kind in ("base", "upsampler"):
+        network = randomize(unet.UNet(preset(kind).unet))
+        unet.save_weights(folder / f"{kind}.pt", network, **facts(kind, difficulty, scratch))
+    return folder
+
+
+def run(script, *args, timeout=300, cwd=ROOT):
+    """A script as a reader runs it: CompletedProcess, its output as text."""
+    env = os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
+    return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=env, timeout=timeout,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8")

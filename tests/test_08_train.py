@@ -1,0 +1,592 @@
+"""Training: what is drawn at each step, what is kept of it, and that no run is lost. The judge and its honesty."""
+import json
+import math
+import random
+from dataclasses import asdict, replace
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import small
+
+tokenizer, unet, diffusion, train = (import_module(m) for m in ("01_tokenizer", "03_unet", "04_diffusion", "08_train"))
+KINDS = ["base", "upsampler"]
+TOK = tokenizer.world_tokenizer()
+
+
+def read(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def same(a, b):
+    """Whether two nests of dictionaries, lists and tensors hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def one_line(message):
+    text = str(message)
+    assert text.strip() and "\n" not in text.strip("\n"), f"a refusal is one line, not {text!r}"
+    return text
+
+
+# --- Presets ---
+
+@pytest.mark.parametrize("name", ["filtered", "paper"])
+@pytest.mark.parametrize("kind, steps, batch", [("base", 2_500_000, 2048), ("upsampler", 1_600_000, 512),
+                                                ("inpaint", 2_500_000, 2048), ("inpaint-upsampler", 1_600_000, 512)])
+def test_large_presets_train_as_published(name, kind, steps, batch):
+    preset = train.PRESETS[name][kind]
+    got = preset.train
+    assert (got.steps, got.batch) == (steps, batch), "GLIDE section 4: 2.5 M steps of 2,048; 1.6 M of 512"
+    assert (got.lr, got.text_lr, got.ema, got.drop) == (1e-4, 1e-4, 0.9999, 0.2)
+    assert not got.decay and got.crop is None, "the papers keep the rate constant and train on whole pictures"
+    assert preset.diffusion.predicts == "eps", "GLIDE predicts ε throughout"
+    assert preset.diffusion.schedule == ("linear" if "upsampler" in kind else "cosine")
+    assert preset.size == (256 if "upsampler" in kind else 64)
+
+
+@pytest.mark.parametrize("name", ["tiny", "filtered", "paper"])
+def test_input_channels_follow_from_what_is_given(name):
+    channels = {kind: preset.unet.in_channels for kind, preset in train.PRESETS[name].items()}
+    assert channels == {"base": 3, "inpaint": 7, "upsampler": 6, "inpaint-upsampler": 10}
+
+
+# --- Data ---
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_is_a_batch(kind):
+    def batch(seed):
+        x0, cond = train.world_batch(small.preset(kind), TOK, batch=8, difficulty="full", seed=seed)
+        return {"x0": x0, **cond}
+    assert same(batch(5), batch(5)), "the same seed must give the same pictures, captions and crops"
+    assert not torch.equal(batch(5)["x0"], batch(6)["x0"]), "another seed must give others"
+
+
+def test_the_small_picture_is_the_large_one_reduced():
+    """Crop by crop: if low_res were cut elsewhere, the upsampler would learn to ignore it."""
+    x0, cond = train.world_batch(small.preset("upsampler", crop=32), TOK, batch=24, difficulty="full", seed=3)
+    assert x0.shape == (24, 3, 32, 32) and cond["low_res"].shape == (24, 3, 8, 8)
+    off = (F.avg_pool2d(x0, 4) - cond["low_res"]).abs().max().item()
+    assert off <= 0.5 / 127.5 + 1e-5, f"low_res is {off:.3f} off; rounding to bytes explains {0.5 / 127.5:.4f}"
+    bytes_ = (cond["low_res"] + 1) * 127.5
+    assert (bytes_ - bytes_.round()).abs().max() < 1e-3, "low_res must be what an 8-bit file would hold"
+
+
+def test_crops_reach_every_place_and_differ():
+    """Pictures that hold their own coordinates, so that a crop tells where it was cut."""
+    low = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")).expand(300, 2, 16, 16)
+    high = low.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    x0, low_res = train.crop_both(high, low, 32, random.Random(0))
+    assert torch.equal(x0, low_res.repeat_interleave(4, 2).repeat_interleave(4, 3)), "both must be cut at one place"
+    assert set(low_res[:, 0, 0, 0].tolist()) == set(range(9)), "tops 0 … 8 are possible, the last one too"
+    assert set(low_res[:, 1, 0, 0].tolist()) == set(range(9)), "and so for the left edges"
+
+
+@pytest.mark.parametrize("difficulty", ["single", "full"])
+def test_held_out_pairs_are_never_trained_on(difficulty):
+    seen = set()
+    for seed in range(6):
+        _, cond = train.world_batch(small.preset(), TOK, batch=100, difficulty=difficulty, seed=seed)
+        for tokens, mask in zip(cond["tokens"], cond["mask"]):
+            scene = tokenizer.Scene.parse(TOK.decode(tokens[mask].tolist()))
+            seen |= {(thing.color, thing.noun) for thing in scene.things}
+    assert not seen & tokenizer.HELD_OUT, f"composition can no longer be measured: {seen & tokenizer.HELD_OUT}"
+    assert len(seen) > 80, "many other pairs of colour and noun do occur"
+
+
+def test_the_judge_learns_held_out_pairs_too():
+    _, scenes = train.judge_pictures(1000, random.Random(0), 16)
+    seen = {(thing.color, thing.noun) for scene in scenes for thing in scene.things}
+    assert tokenizer.HELD_OUT <= seen, "a judge that never saw a green heart could not recognise one that is drawn"
+
+
+# --- One step ---
+
+def rigged(monkeypatch, batch, **training):
+    """A Trainer whose pictures are single pixels and whose network costs nothing: for counting what is drawn."""
+    trainer = train.Trainer(small.preset(batch=batch, steps=10 ** 6, **training))
+    tokens, mask = train.encode(["a small red heart on a white background"] * batch, TOK, 20)
+    monkeypatch.setattr(train, "world_batch",
+                        lambda *a, **k: (torch.zeros(batch, 3, 1, 1), {"tokens": tokens, "mask": mask.clone()}))
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    monkeypatch.setattr(trainer, "_average", lambda: None)
+    return trainer, mask
+
+
+@pytest.mark.parametrize("drop", [0.15, 0.4])
+def test_captions_are_dropped_one_by_one(monkeypatch, drop):
+    trainer, whole = rigged(monkeypatch, 64, drop=drop)
+    masks = []
+
+    def spy(x, t, *, tokens, mask):
+        masks.append(mask)
+        return trainer.model.enter.bias.sum() + torch.zeros(len(x), 6, 1, 1)
+    trainer.denoiser = spy
+    for _ in range(200):
+        trainer.advance()
+    masks = torch.stack(masks)                                               # steps, batch, K
+    kept = masks.any(2)
+    assert torch.equal(masks[kept], whole[:1].expand(int(kept.sum()), -1)), "what is not dropped stays whole"
+    n, dropped = kept.numel(), (~kept).sum().item()
+    sigma = math.sqrt(n * drop * (1 - drop))
+    assert abs(dropped - n * drop) < 4 * sigma, f"{dropped / n:.3f} of the captions were dropped, not {drop}"
+    spread = (~kept).sum(1).double().var().item() / (64 * drop * (1 - drop))
+    assert 0.6 < spread < 1.5, f"per batch the number varies {spread:.1f} times as much as independent drops would"
+
+
+def test_every_timestep_is_equally_likely(monkeypatch):
+    """The first and the last too: a well-known bug never drew 999, and rounding halves the ends' share."""
+    trainer, _ = rigged(monkeypatch, 64)
+    counts, batches = torch.zeros(1000), 2000
+
+    def spy(model, x0, t, noise, **cond):
+        counts.index_add_(0, t, torch.ones(len(t)))
+        widest = t.sort().values.diff().max().item()
+        assert widest <= 2 * math.ceil(1000 / 64), f"{widest} steps without a draw: not one t from each stretch"
+        return trainer.model.enter.bias.sum().expand(len(x0))
+    monkeypatch.setattr(trainer.process, "loss", spy)
+    for _ in range(batches):
+        trainer.advance()
+    share = 64 / 1000
+    sigma = math.sqrt(batches * share * (1 - share))
+    off = (counts - batches * share) / sigma
+    assert counts[0] > 0 and counts[999] > 0, f"t = 0 was drawn {counts[0]:.0f} times, t = 999 {counts[999]:.0f}"
+    worst = off.abs().argmax().item()
+    assert off.abs().max() < 4.5, f"t = {worst} was drawn {counts[worst]:.0f} times, {batches * share:.0f} expected"
+
+
+def test_every_step_draws_anew_and_from_the_seed(monkeypatch):
+    def draws(seed):
+        trainer, seen = rigged(monkeypatch, 4)[0], []
+        trainer.seed = seed
+
+        def spy(model, x0, t, noise, **cond):
+            seen.append(noise.flatten().tolist())
+            return trainer.model.enter.bias.sum().expand(len(x0))
+        monkeypatch.setattr(trainer.process, "loss", spy)
+        trainer.advance(), trainer.advance()
+        return seen
+    first, second = draws(0)
+    assert first != second, "two steps must not share their noise"
+    assert draws(0) == [first, second] and first not in draws(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_batch_can_be_learned_by_heart(monkeypatch, kind):
+    trainer = train.Trainer(small.preset(kind, steps=200, warmup=5))
+    x0, cond = train.world_batch(trainer.preset, TOK, batch=8, difficulty="single", seed=0)
+    monkeypatch.setattr(train, "world_batch", lambda *a, **k: (x0, {name: v.clone() for name, v in cond.items()}))
+    losses = [trainer.advance() for _ in range(100)]
+    start, end = sum(losses[:5]) / 5, sum(losses[-10:]) / 10
+    assert end < 0.3 * start, f"the loss of one batch, shown 100 times, went from {start:.3f} to {end:.3f} only"
+
+
+def test_a_network_that_predicts_v_is_trained_on_v():
+    """weigh_v turns ‖ε - ε̂‖² into ‖v - v̂‖²: the difference between the two losses is that of the two errors."""
+    config = diffusion.DiffusionConfig("cosine", predicts="v")
+    d, t = diffusion.Diffusion.of(config), torch.tensor([5, 300, 700, 950])
+    g = torch.Generator().manual_seed(0)
+    x0, noise, guess = (torch.randn(4, 3, 8, 8, generator=g) for _ in range(3))
+    model = diffusion.answers_eps(lambda x, t: torch.cat([guess, torch.zeros_like(guess)], 1), config)
+    v = d.at(d.signal, t, x0) * noise - d.at(d.noise, t, x0) * x0
+    in_v = (guess - v).square().flatten(1).mean(1)
+    in_eps = in_v * d.at(d.alpha_bar, t, in_v).flatten()
+    difference = d.loss(model, x0, t, noise, weigh_v=True) - d.loss(model, x0, t, noise)
+    assert torch.allclose(difference, in_v - in_eps, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("predicts", ["v", "eps"])
+def test_the_preset_decides_what_the_loss_weighs(monkeypatch, predicts):
+    preset = small.preset()
+    trainer, asked = train.Trainer(replace(preset, diffusion=replace(preset.diffusion, predicts=predicts))), []
+    real = trainer.process.loss
+    monkeypatch.setattr(trainer.process, "loss",
+                        lambda *a, weigh_v=False, **k: asked.append(weigh_v) or real(*a, weigh_v=weigh_v, **k))
+    trainer.advance()
+    assert asked == [predicts == "v"], "the tiny presets predict v and are weighed so; GLIDE's are not"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_denoiser_answers_noise(kind):
+    """Even where the network predicts v. At t = 999 nearly all of x is noise, so ε̂ is nearly x."""
+    trainer = train.Trainer(small.preset(kind))
+    small.randomize(trainer.model)
+    x0, cond = train.world_batch(trainer.preset, TOK, batch=4, difficulty="single", seed=0)
+    x, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 500, 999])
+    with torch.no_grad():
+        out = trainer.denoiser(x, t, **cond)
+    assert out.shape == (4, 6, *x0.shape[2:]) and out.dtype == torch.float32 and out.isfinite().all()
+    signal = trainer.process.signal[999]
+    assert (out[3, :3] - x[3]).abs().max() < 20 * signal, "ε̂ = √ᾱ·v̂ + √(1-ᾱ)·x_t at t = 999"
+
+
+def test_the_text_encoder_has_a_rate_of_its_own():
+    trainer = train.Trainer(small.preset(lr=1e-2, text_lr=1e-5, warmup=0, decay=False))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.advance()
+    rates = {group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {1e-2, 1e-5}
+    groups = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
+    assert groups == len(before), "every parameter is trained, once"
+    moved = {name: (p - before[name]).abs().max().item() for name, p in trainer.model.named_parameters()}
+    text = max(size for name, size in moved.items() if name.startswith("text."))
+    assert text < 1e-4 < max(moved.values()), f"the text encoder moved by {text}"
+
+
+# --- Averages and pace ---
+
+def test_the_average_is_the_closed_form():
+    """w̄_N = Π d_j · w_0 + Σ_k (1-d_k) · Π_{j>k} d_j · w_k, with d_k = min(EMA, (1+k)/(10+k))."""
+    trainer = train.Trainer(small.preset(ema=0.6))
+    name = "enter.weight"
+    model, ema = (dict(m.named_parameters())[name] for m in (trainer.model, trainer.ema))
+    start, values = ema.clone(), [3.0, -1.0, 0.5, 8.0, 2.0, -4.0, 1.0, 1.0, 7.0, -2.0, 5.0, 0.0]
+    for k, value in enumerate(values, 1):
+        model.data.fill_(value)
+        trainer.step = k
+        trainer._average()
+    decays = [min(0.6, (1 + k) / (10 + k)) for k in range(1, len(values) + 1)]
+    expected = math.prod(decays) * start + sum((1 - decays[k]) * math.prod(decays[k + 1:]) * v
+                                               for k, v in enumerate(values))
+    assert decays[0] < decays[1] < decays[-1] == 0.6, "young averages forget faster"
+    assert torch.allclose(ema, expected, atol=1e-5)
+
+
+def test_a_step_is_averaged_once_and_training_never_sees_it():
+    trainer = train.Trainer(small.preset(ema=0.999))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.advance()
+    d = 2 / 11                                                               # (1 + 1) / (10 + 1)
+    for (name, p), q in zip(trainer.model.named_parameters(), trainer.ema.parameters()):
+        assert torch.allclose(q, d * before[name] + (1 - d) * p, atol=1e-6), name
+        assert q.data_ptr() != p.data_ptr() and not q.requires_grad
+
+
+def test_the_pace_warms_up_and_comes_to_rest():
+    config = train.TrainConfig(steps=1000, warmup=50, decay=True)
+    pace = [train.pace(step, config) for step in range(1000)]
+    assert pace[0] == pytest.approx(1 / 51) and pace[50] == max(pace) > 0.99, "a slow start"
+    assert all(a < b for a, b in zip(pace[:50], pace[1:51])) and all(a > b for a, b in zip(pace[50:], pace[51:]))
+    assert pace[500] == pytest.approx(0.5) and 0 < pace[-1] < 1e-5, "half a cosine, down to zero"
+
+
+def test_large_presets_keep_a_constant_pace():
+    config = train.PRESETS["filtered"]["base"].train
+    assert {train.pace(step, config) for step in (0, 1, 10 ** 6, config.steps - 1)} == {1.0}
+
+
+# --- Runs: repeated, stopped, continued ---
+
+@pytest.fixture
+def quiet(monkeypatch):
+    monkeypatch.setattr(train, "sample_grid", lambda trainer, path: None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    train.train(small.preset(), out, seed=3)
+    return out
+
+
+def lasting(checkpoint):
+    """A checkpoint less the seconds it took."""
+    return {name: value for name, value in checkpoint.items() if name != "seconds"}
+
+
+def stop_at(monkeypatch, step):
+    """Ctrl-C while that step is being computed."""
+    real = train.Trainer.advance
+
+    def advance(self):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return real(self)
+    monkeypatch.setattr(train.Trainer, "advance", advance)
+
+
+def test_training_twice_gives_the_same_bits(undisturbed, tmp_path, quiet):
+    train.train(small.preset(), tmp_path, seed=3)
+    assert same(read(tmp_path / "weights.pt")["weights"], read(undisturbed / "weights.pt")["weights"])
+    assert (tmp_path / "log.jsonl").read_text() == (undisturbed / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path, quiet, step):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(SystemExit) as end:
+            train.train(small.preset(), tmp_path, seed=3)
+    assert f"after {step} step" in str(end.value) and "--resume" in str(end.value), "Ctrl-C must say how to go on"
+    assert read(tmp_path / "checkpoint.pt")["step"] == step, "Ctrl-C must save what has been learned"
+    torch.manual_seed(99)                                                    # another process has other random numbers
+    train.train(small.preset(), tmp_path, seed=3, resume=True)
+    resumed, expected = (lasting(read(out / "checkpoint.pt")) for out in (tmp_path, undisturbed))
+    assert same(resumed, expected), "weights, average and optimiser must be the undisturbed run's, bit for bit"
+    assert (tmp_path / "log.jsonl").read_text() == (undisturbed / "log.jsonl").read_text()
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(undisturbed, tmp_path, quiet):
+    """No warning, no farewell: the checkpoint is older than the log."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 3)
+        patch.setattr(train.Trainer, "save", train.Trainer.save)
+        with pytest.raises(SystemExit):
+            train.train(small.preset(), tmp_path, seed=3, save_every=2)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(SystemExit):
+            train.train(small.preset(), tmp_path / "older", seed=3)
+    (tmp_path / "older" / "checkpoint.pt").replace(tmp_path / "checkpoint.pt")   # two steps, but a log of three
+    train.train(small.preset(), tmp_path, seed=3, resume=True)
+    assert same(lasting(read(tmp_path / "checkpoint.pt")), lasting(read(undisturbed / "checkpoint.pt")))
+    assert (tmp_path / "log.jsonl").read_text() == (undisturbed / "log.jsonl").read_text(), "no step logged twice"
+
+
+@pytest.mark.parametrize("change", ["steps", "batch", "difficulty", "seed", "kind"])
+def test_a_run_is_not_continued_with_other_options(undisturbed, change):
+    training = {change: 6} if change in ("steps", "batch") else {}
+    preset = small.preset("upsampler" if change == "kind" else "base", **training)
+    trainer = train.Trainer(preset, difficulty="full" if change == "difficulty" else "single",
+                            seed=4 if change == "seed" else 3)
+    with pytest.raises(ValueError, match="another") as refusal:
+        trainer.resume(undisturbed / "checkpoint.pt")
+    one_line(refusal.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "html", "foreign"])
+def test_what_is_no_checkpoint_is_refused_in_one_line(undisturbed, tmp_path, damage):
+    path = tmp_path / "checkpoint.pt"
+    if damage == "cut":
+        path.write_bytes((undisturbed / "checkpoint.pt").read_bytes()[:5000])
+    elif damage == "html":
+        path.write_text("<html>not found</html>")
+    elif damage == "foreign":
+        torch.save({"epoch": 3}, path)
+    with pytest.raises((FileNotFoundError, ValueError)) as refusal:
+        train.Trainer(small.preset(), seed=3).resume(path)
+    assert str(path) in one_line(refusal.value)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    trainer, path = train.Trainer(small.preset()), tmp_path / "checkpoint.pt"
+    trainer.save(path)
+    before = path.read_bytes()
+
+    def full_disk(value, where):
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(torch, "save", full_disk)
+    trainer.step = 1
+    with pytest.raises(OSError):
+        trainer.save(path)
+    assert path.read_bytes() == before, "the last good checkpoint is all that is left of the run"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"], "no half-written file may stay behind"
+
+
+def test_a_run_leaves_what_sampling_needs(undisturbed):
+    saved = unet.read_weights(undisturbed / "weights.pt")
+    assert saved["size"] == 16 and saved["difficulty"] == "single" and saved["diffusion"]["predicts"] == "v"
+    assert tokenizer.BPETokenizer(saved["tokenizer"]).encode("a red heart") == TOK.encode("a red heart")
+    assert saved["made"]["steps"] == 4 and saved["made"]["seed"] == 3
+    average = read(undisturbed / "checkpoint.pt")["ema"]
+    assert all(torch.equal(average[key].half().float(), value) for key, value in saved["weights"].items()), \
+        "the averaged weights are the ones to keep, not the last"
+
+
+# --- The judge ---
+
+def scene(caption):
+    return tokenizer.Scene.parse(caption)
+
+
+QUESTIONS = [name for name, _ in train.QUESTIONS]
+BACKGROUND, FIRST_SIZE = QUESTIONS.index("background"), QUESTIONS.index("size")
+COLORS = [i for i, name in enumerate(QUESTIONS) if name == "color"]
+
+
+@pytest.mark.parametrize("one, other", [
+    ("a red heart to the left of a small blue star", "a small blue star to the right of a red heart"),
+    ("a red heart above a small blue star on a gray background", "a small blue star below a red heart on a gray background")])
+def test_a_picture_said_two_ways_has_one_answer(one, other):
+    assert torch.equal(*(train.labels([scene(caption)]) for caption in (one, other)))
+
+
+def test_answers_tell_all_layouts_apart():
+    captions = ["a red star", "two red stars", "three red stars", "a red star above a red moon",
+                "a red star to the left of a red moon"]
+    assert train.labels([scene(c) for c in captions])[:, 0].unique().numel() == 5
+
+
+def test_what_the_caption_leaves_open_is_not_asked():
+    row = dict(zip(range(len(QUESTIONS)), train.labels([scene("a red heart")])[0].tolist()))
+    open_questions = [i for i, place in row.items() if place == -1]
+    assert open_questions == [BACKGROUND, FIRST_SIZE, *range(FIRST_SIZE + 1, len(QUESTIONS))], \
+        "background, size, and everything about a second thing"
+
+
+SCENES = [scene(c) for c in ("a red heart above a blue star", "a small green cloud on a white background",
+                             "three pink moons", "a large red sun to the right of a yellow house")]
+
+
+def judged(monkeypatch, change=lambda answers: None):
+    """scores for a judge that answers as wanted, but for a change; what is left open it answers with 0."""
+    answers = train.labels(SCENES).clamp(min=0)
+    change(answers)
+    monkeypatch.setattr(train, "answer", lambda judge, images: answers)
+    return train.scores(None, None, SCENES)
+
+
+def test_a_perfect_answer_is_right_in_everything(monkeypatch):
+    right = judged(monkeypatch)
+    assert set(right) == {"all", "layout", "background", "noun", "color", "size"}
+    assert all(values.all() for values in right.values())
+
+
+def test_an_open_attribute_may_be_anything(monkeypatch):
+    def change(answers):
+        answers[0, FIRST_SIZE] = 1
+        answers[2, BACKGROUND] = 3
+    assert judged(monkeypatch, change)["all"].all()
+
+
+def test_a_stated_attribute_must_be_right(monkeypatch):
+    def change(answers):
+        answers[1, FIRST_SIZE] = 1 - answers[1, FIRST_SIZE]
+    right = judged(monkeypatch, change)
+    assert right["size"].tolist() == right["all"].tolist() == [True, False, True, True]
+
+
+def test_colours_that_changed_places_are_wrong(monkeypatch):
+    """Binding: a blue heart above a red star has the right layout and nouns, and is still the wrong picture."""
+    def change(answers):
+        answers[0, COLORS] = answers[0, COLORS[::-1]]
+    right = judged(monkeypatch, change)
+    assert right["color"].tolist() == right["all"].tolist() == [False, True, True, True]
+    assert right["noun"].all() and right["layout"].all()
+
+
+def test_exams_are_of_their_kind_and_always_the_same():
+    for kind in train.KINDS:
+        scenes = train.exam(kind, 40)
+        assert len(scenes) == 40 and scenes == train.exam(kind, 40), "two models must sit the same exam"
+        pairs = [{(thing.color, thing.noun) for thing in s.things} for s in scenes]
+        held_out = [bool(found & tokenizer.HELD_OUT) for found in pairs]
+        assert all(held_out) if kind == "held out" else not any(held_out)
+        assert {s.kind for s in scenes} == {kind if kind in ("pair", "count") else "single"}
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return train.train_judge(16, steps=60, batch=64)
+
+
+def test_a_judge_learns_within_seconds(judge):
+    scenes = train.exam("easy single", 200)
+    right = train.scores(judge, diffusion.reduce(train.real_pictures(scenes), 16), scenes)
+    rates = {name: float(values.mean()) for name, values in right.items()}
+    assert rates["color"] > 0.5 and rates["layout"] > 0.8, f"chance is 1/8 and 1/5; after 60 small steps: {rates}"
+
+
+def test_a_judge_comes_back_as_it_went(judge, tmp_path):
+    ceiling = {"easy single": (9, 10)}
+    unet.save_weights(tmp_path / "judge.pt", judge, ceiling=ceiling)
+    again = train.load_judge(tmp_path / "judge.pt")
+    assert again.ceiling == ceiling and again.config == judge.config and not again.training
+    for (key, value), back in zip(judge.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(value.half().float() if value.is_floating_point() else value, back), key
+
+
+@pytest.mark.parametrize("words", ["other", "fewer"])
+def test_a_judge_of_another_vocabulary_is_refused(tmp_path, words):
+    """Its answer 7 would mean another noun now."""
+    judge = train.Judge(train.JudgeConfig(16))
+    nouns = judge.config.answers[2]
+    nouns = nouns[::-1] if words == "other" else nouns[:-1]
+    if words == "fewer":
+        judge.thing[-1] = torch.nn.Linear(256, judge.thing[-1].out_features - 1)
+    judge.config = replace(judge.config, answers=(*judge.config.answers[:2], nouns, *judge.config.answers[3:]))
+    unet.save_weights(tmp_path / "judge.pt", judge, ceiling={})
+    with pytest.raises(ValueError, match="another vocabulary") as refusal:
+        train.load_judge(tmp_path / "judge.pt")
+    one_line(refusal.value)
+
+
+@pytest.mark.parametrize("what", ["a U-Net", "no ceiling"])
+def test_what_is_no_judge_is_refused(tmp_path, what):
+    network = train.Judge(train.JudgeConfig(16)) if what == "no ceiling" else unet.UNet(small.preset().unet)
+    unet.save_weights(tmp_path / "judge.pt", network)
+    with pytest.raises(ValueError, match="does not hold a judge") as refusal:
+        train.load_judge(tmp_path / "judge.pt")
+    one_line(refusal.value)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_judges_of_all_sizes_answer_every_question(size):
+    out = train.Judge(train.JudgeConfig(size)).eval()(torch.zeros(2, 3, size, size))
+    assert [tuple(logits.shape) for logits in out] == [(2, len(answers)) for _, answers in train.QUESTIONS]
+
+
+@pytest.mark.parametrize("right, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962),
+                                                 (1, 2, 0.0945, 0.9055)])
+def test_wilsons_interval(right, n, low, high):
+    """(p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
+    assert train.wilson(right, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+# --- The command line ---
+
+def test_the_command_trains_and_says_what_comes_next(tmp_path):
+    out = tmp_path / "run"
+    done = small.run("08_train.py", "--steps", 3, "--batch", 8, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in out.iterdir()} == {"weights.pt", "samples.png", "loss.png", "log.jsonl", "checkpoint.pt"}
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3] and all(math.isfinite(entry["loss"]) for entry in log)
+    assert "09_sample.py" in done.stdout and "step 3/3" in done.stdout
+    saved = unet.read_weights(out / "weights.pt")
+    assert saved["made"]["command"].startswith("python 08_train.py --steps 3 --batch 8")
+    assert saved["config"] == asdict(train.PRESETS["tiny"]["base"].unet)
+
+
+def refused(argv, capfd):
+    with pytest.raises(SystemExit) as end:
+        train.main([str(word) for word in argv])
+    assert end.value.code == 2, "what cannot be done ends with status 2"
+    lines = capfd.readouterr().err.strip().splitlines()
+    return lines
+
+
+@pytest.mark.parametrize("argv", [["--steps", "0"], ["--steps", "ten"], ["--batch", "-4"], ["dragon"], ["--seed", "x"],
+                                  ["--seed", 10 ** 30], ["--size", "17"], ["--world", "flat"], ["--device", "warp9"],
+                                  ["--device", "meta"], ["--step", "3"]])
+def test_wrong_options_are_refused(argv, capfd):
+    lines = refused(argv, capfd)
+    assert lines[0].startswith("usage:") and "error:" in lines[-1], lines
+    assert str(argv[0]).strip("-") in lines[-1] and "Traceback" not in "".join(lines)
+
+
+@pytest.mark.parametrize("model", ["base", "judge"])
+def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capfd, model):
+    (tmp_path / "file").write_text("not a folder")
+    lines = refused([model, "--out", tmp_path / "file" / "run"], capfd)
+    assert len(lines) == 1 and lines[0].startswith("08_train.py:") and str(tmp_path / "file") in lines[0], lines
+
+
+def test_nothing_to_resume_is_refused(tmp_path, capfd):
+    lines = refused(["--resume", "--steps", 3, "--batch", 2, "--out", tmp_path / "empty"], capfd)
+    assert len(lines) == 1 and "checkpoint.pt" in lines[0], lines
+
+
+def test_a_shell_sees_the_status(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    done = small.run("08_train.py", "--out", tmp_path / "file" / "run")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
