@@ -209,7 +209,7 @@ def course_encoder(path):
     picked out by hand. Without the file: a random encoder, which shows the same mechanics.
     """
     if not path.is_file():
-        print("(lessons/weights/base.pt is missing: a random encoder follows, and who looks at whom is chance.)")
+        print("(lessons/weights/base.pt is missing: a random encoder follows; who looks at whom is chance.)")
         return TextEncoder(TEXT["tiny"]), tokenizer.world_tokenizer()
     saved = torch.load(path, map_location="cpu", weights_only=True)   # tensors only: the file cannot run code
     encoder = TextEncoder(TextConfig(**saved["config"]["text"]))
@@ -240,9 +240,7 @@ def show_attention():
           f"   query {q[0].int().tolist()}, keys {k.int().tolist()}, values 100, 10, 1\n"
           f"   q·k = {(q @ k.T)[0].int().tolist()}, divided by √4 = {(q @ k.T / 2)[0].int().tolist()}\n"
           f"   weights e¹, e⁰, e⁻¹ over their sum, 4.086: {a:.3f}, {b:.3f}, {c:.3f}\n"
-          f"   answer {a:.3f}·100 + {b:.3f}·10 + {c:.3f}·1 = {(attention_weights(q, k) @ v).item():.2f}\n"
-          f"   keys and values the other way round: {(attention_weights(q, k.flip(0)) @ v.flip(0)).item():.2f};"
-          " attention sees a set, order must come from the positions")
+          f"   answer {a:.3f}·100 + {b:.3f}·10 + {c:.3f}·1 = {(attention_weights(q, k) @ v).item():.2f}")
 
 
 def show_way(encoder, words):
@@ -252,35 +250,38 @@ def show_way(encoder, words):
     print(f"\n2. A caption's way through the encoder: {CAPTION!r}\n   "
           + "  ".join(f"{words.decode([i]).replace(' ', '·')} {i}" for i in ids)
           + f"  and {(~mask).sum()} × end {words.end_token}: tokens {list(tokens.shape)}")
-    token, place = encoder.tokens.weight[ids[0], 0], encoder.positions[0, 0]
-    print(f'   the first number of "a", row {ids[0]} of the table, is {token:+.4f}, that of position 0 {place:+.4f};'
-          f"\n   the first number below is their sum, {states['before block 1'][0, 0, 0]:+.4f}")
+    token, place = encoder.tokens.weight[ids[0], 0].item(), encoder.positions[0, 0].item()
+    print(f"   by hand: row {ids[0]} of the table begins {token:+.4f}, position 0 {place:+.4f}; their sum"
+          f" {states['before block 1'][0, 0, 0]:+.4f}")
+    # The same caption with a blue heart: its "heart", the fourth token, starts as the very same vector.
     blue = stages(encoder, *inputs(encoder, words, CAPTION.replace("red", "blue")))
     for name, x in states.items():
-        same = F.cosine_similarity(x[0, 3], blue[name][0, 3], dim=0)   # "heart" is the fourth token
-        print(f"   {name:<19}  {list(x.shape)}   mean {x.mean():+.3f}   std {x.std():.3f}   cosine {same:.3f}")
-    print('   the cosine is between this "heart" and the one of "a small blue heart …": the same vector,'
-          "\n   until it has looked at its colour")
+        same = F.cosine_similarity(x[0, 3], blue[name][0, 3], dim=0)
+        print(f"   {name:<20} {list(x.shape)}   mean {x.mean():+.3f}   std {x.std():.3f}  cosine {same:.3f}")
+    print('   cosine: of this "heart" and that of "a small blue heart …"; alike until it has seen its colour')
 
 
 def show_padding(encoder, words):
     """Nothing that lies under the padding gets in, and the padding itself carries the caption out."""
     (tokens, mask), nothing = inputs(encoder, words, "a red heart"), inputs(encoder, words, "")
     out, other = encoder(tokens, mask), encoder(torch.where(mask, tokens, 7), mask)
-    start = encoder.embed(*nothing)
-    before, after = encoder.embed(tokens, mask) - start, out - encoder(*nothing)
-    print("\n3. Padding: where the mask is False the token is replaced, place and all\n"
-          f"   other tokens under the padding of 'a red heart': answers differ by {(out - other).abs().max():.1f}\n"
-          f"   the empty caption: {(start[0] == encoder.padding).all(1).sum()} of {start.shape[1]} vectors are"
-          " learned padding vectors\n   the last position of 'a red heart', against the empty caption's: "
-          f"{before[0, -1].abs().max():.1f} apart before block 1,\n   {after[0, -1].abs().max():.3f} at the end."
-          " Padding listens, so that its last vector can speak for all (03)")
+    start, end = encoder.embed(*nothing), encoder(*nothing)
+    before, after = encoder.embed(tokens, mask)[0, -1] - start[0, -1], out[0, -1] - end[0, -1]
+    rows = (start[0] == encoder.padding).all(dim=1)
+    print("\n3. Padding: where the mask is False the token is replaced, place and all\n   other tokens under"
+          f" the padding of 'a red heart' change the answer by {(out - other).abs().max():.1f}\n   of the empty"
+          f" caption, {rows.sum()} of {len(rows)} vectors are learned padding\n   the last position, with and"
+          f" without 'a red heart': {before.abs().max():.1f} apart before block 1, {after.abs().max():.3f}"
+          " at the end;\n   padding listens, so its last vector can speak for the whole caption (03)")
 
 
 def show_order(encoder, words):
-    """The same seven words in two orders, with position vectors and without."""
+    """The same seven words in two orders, with position vectors and without.
+
+    Attention by itself sees a set: only the position vectors say which thing is red.
+    """
     captions = "a red heart above a blue star", "a blue heart above a red star"
-    print(f"\n4. Order: {captions[0]!r} against {captions[1]!r}")
+    print(f"\n4. Order: {captions[0]!r} against {captions[1]!r}, the same bag of words")
     kept = encoder.positions.clone()
     for title, factor in ("as they are", 1), ("set to zero", 0):
         encoder.positions.copy_(kept * factor)
@@ -288,7 +289,6 @@ def show_order(encoder, words):
         heart, star = (one - two)[[2, 6]].abs().amax(dim=1)
         print(f"   position vectors {title}: \"heart\" changes by {heart:.4f}, \"star\" by {star:.4f}")
     encoder.positions.copy_(kept)
-    print("   without places both captions are one bag of words: nothing says which thing is red")
 
 
 def show_sizes():
@@ -305,13 +305,13 @@ def show_sizes():
 def draw_map(axes, weights, names, title):
     """One head's map: rows look, columns are looked at; shares from 10% on are written out."""
     image = axes.imshow(weights, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(names)), [*names[:-1], "padding"], rotation=40, ha="right")
+    axes.set_xticks(range(len(names)), [*names[:-1], "all padding"], rotation=40, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0, labelsize=13)
     axes.set_title(title, size=14)
     for row, column in (weights >= 0.1).nonzero().tolist():
-        share, color = f"{100 * weights[row, column]:.0f}", "w" if weights[row, column] > 0.5 else "k"
-        axes.text(column, row, share, ha="center", va="center", color=color)
+        axes.text(column, row, f"{100 * weights[row, column]:.0f}", ha="center", va="center",
+                  color="w" if weights[row, column] > 0.5 else "k")
     return image
 
 
@@ -320,7 +320,7 @@ def save_picture(encoder, words, path):
     from matplotlib.figure import Figure                    # here, so that importing this file stays quick
     tokens, mask = inputs(encoder, words, CAPTION)
     names = [words.decode([i]).strip() for i in tokens[mask]] + ["last position"]
-    n, heads, states = len(names) - 1, encoder.config.heads, stages(encoder, tokens, mask).values()
+    n, heads, states = mask.sum(), encoder.config.heads, stages(encoder, tokens, mask).values()
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     panels = figure.subplots(heads, len(encoder.blocks), sharex=True, sharey=True, squeeze=False)
     for column, (block, x) in enumerate(zip(encoder.blocks, states)):

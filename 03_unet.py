@@ -24,8 +24,9 @@ Papers: ADM, Dhariwal & Nichol 2021, arXiv 2105.05233 (section 3: AdaGN, BigGAN-
 channels a head); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); U-Net, Ronneberger et al. 2015,
 arXiv 1505.04597; sinusoids: Vaswani et al. 2017, arXiv 1706.03762 (section 3.5).
 
-    python 03_unet.py           about five seconds: the table of levels for three sizes, the timestep
-                                embedding, a fresh network's answer, what `prepare` saves; a plot in outputs/
+    python 03_unet.py           about ten seconds: the levels of three sizes, the timestep's waves, why a
+                                fresh network answers zero, the way down and up, what `prepare` saves;
+                                outputs/03_unet.png: the waves, and the released network as bars
 """
 import math
 import os
@@ -79,6 +80,7 @@ def timestep_embedding(t, dim):
     t [B] of 0 … 999 (any real number works) -> [B, dim] float32. A single number would leave the network
     to tell 500 from 501; here neighbours share their slow waves and differ in their fast ones.
     """
+    # The slowest wave turns by t/10000 or so: a tenth of a radian in 1,000 steps. The fastest turns by t.
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies                     # [B, half]
@@ -121,7 +123,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x, emb):
         """x [B, C, H, W], emb [B, E] (already through SiLU) -> [B, C', H', W']"""
+        # The resizing comes before the convolution, which thus works at the new size; the identity is resized
+        # too, so that the two can be added.
         h = self.conv1(self._resize(F.silu(self.norm1(x))))
+        # One vector steers all places alike: it says how noisy, and what is asked for, but never where.
         scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)   # AdaGN: (1 + s)·GroupNorm(h) + b  [ADM section 3]
         return self.skip(self._resize(x)) + self.conv2(self.dropout(F.silu(h)))
@@ -146,6 +151,8 @@ class TextAttention(nn.Module):
         """x [B, C, H, W], text_kv from `read` -> [B, C, H, W]"""
         places = self.norm(x).flatten(2).transpose(1, 2)                     # [B, H·W, C]
         q, k, v = transformer.split_heads(self.qkv(places), self.heads)      # [B, h, H·W, d]
+        # No queries for the caption: the words are looked at and look at nothing here. One softmax runs over
+        # words and places together, so a place divides its attention between them.
         k, v = (torch.cat(both, dim=2) for both in zip(text_kv, (k, v)))     # [B, h, K + H·W, d]
         seen = self.out(transformer.join_heads(transformer.attention(q, k, v)))
         return x + seen.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -193,6 +200,8 @@ class UNet(nn.Module):
             return Step(block(inside, outside),
                         TextAttention(outside, c.head_channels, c.text.width) if attend else None)
 
+        # `skips` holds the widths of what the way down will leave behind: the way up takes them off again,
+        # last one first, and so knows how wide its inputs are. `forward` does the same with the pictures.
         self.down, skips, deepest = nn.ModuleList(), [width], len(c.multipliers) - 1
         for i, multiplier in enumerate(c.multipliers):
             inside, width = width, multiplier * c.channels
@@ -201,8 +210,11 @@ class UNet(nn.Module):
             self.down.append(Level(steps, block(width, width, "down") if i < deepest else None))
             skips += [width] * (c.blocks + (i < deepest))
 
+        # At the smallest size: block, attention, block. Its attention does not depend on attention_levels.
         self.middle = nn.ModuleList([step(width, width, True), step(width, width, False)])
 
+        # Going up mirrors going down, with one step more at each size: one skip is the level's entrance (the
+        # first convolution, or the halving above), the others from its steps.
         self.up = nn.ModuleList()
         for i, multiplier in reversed(list(enumerate(c.multipliers))):
             inside, width = width, multiplier * c.channels
@@ -218,6 +230,8 @@ class UNet(nn.Module):
         tokens [B, K], mask [B, K] -> the conditioning that `forward` takes instead of them: `pooled`
         [B, 4·channels], and for each attention layer, in the order they are met, its text keys and values.
         """
+        # What an attention layer reads of the caption depends on neither x nor t: of a drawing's 150 steps,
+        # 149 would do the same sums again. `forward` hands the pairs out in the order of `layers`.
         text = self.text(tokens, mask)                                         # [B, K, D]
         layers = [m for m in self.modules() if isinstance(m, TextAttention)]   # as registered: down, middle, up
         return {"pooled": self.pool(text[:, -1]), "text_kv": [layer.read(text) for layer in layers]}
@@ -237,6 +251,8 @@ class UNet(nn.Module):
         text_kv = iter(text_kv)
         emb = F.silu(self.time(timestep_embedding(t, self.config.channels)) + pooled)
 
+        # Down: every state is kept. Up: each is put beside what comes from below, channels after channels.
+        # The coarse path knows what the picture shows; the skips still know where, to the pixel.
         h = self.enter(x)
         skips = [h]
         for level in self.down:
@@ -258,6 +274,7 @@ class UNet(nn.Module):
     @classmethod
     def load(cls, path):
         """The U-Net of a weight file, in eval mode and float32. Raises as `read_weights`."""
+        # The file holds its own config, so nobody has to remember the sizes a model was trained with.
         saved = read_weights(path)
         try:
             model = cls(UNetConfig(**{**saved["config"], "text": TextConfig(**saved["config"]["text"])}))
@@ -274,6 +291,7 @@ def save_weights(path, model, **facts):
 
     First under a temporary name, then renamed: whoever looks sees the old file or the new one, never half of one.
     """
+    # 16 bits halve the file. They keep 11 binary digits of a weight, far more than a drawing shows.
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().half() if value.is_floating_point() else value.cpu()
@@ -305,177 +323,161 @@ def read_weights(path):
 
 # Everything from here on only shows what the code above does; no other file needs it.
 BASES = {"tiny": 16, "filtered": 64, "paper": 64}   # and the side of their pictures
-PARAMETERS = transformer.parameters
+parameters = transformer.parameters
 
 
 def on_meta(name):
-    """A network of a named size on the meta device: shapes without memory, so any laptop can count the largest."""
+    """A network of a named size on the meta device: shapes without memory, for any laptop."""
     with torch.device("meta"):
         return UNet(UNET[name])
 
 
+def levels(network):
+    """The U as a table, finest level first: (level, channels, whether it attends, way down, way up)."""
+    c = network.config
+    for i, multiplier in enumerate(c.multipliers):
+        yield i, c.channels * multiplier, i in c.attention_levels, network.down[i], network.up[-1 - i]
+
+
 def show_sizes():
-    """The U-Net as a table, a row for each level, its way down and its way up together."""
+    """A row a level, its way down and its way up together; then all the rest, and the total."""
     print("\n1. The levels, built on the meta device; blocks: down + up")
     for name, side in BASES.items():
         network = on_meta(name)
-        c, counted = network.config, {part: PARAMETERS(getattr(network, part)) for part in ("middle", "text")}
-        for i, (down, up) in enumerate(zip(network.down, network.up[::-1])):
-            counted[i] = PARAMETERS(down) + PARAMETERS(up)
-            print(f"   {name:<9} level {i}   {side >> i:>2}×{side >> i:<2}  {c.channels * c.multipliers[i]:>5,} channels   "
-                  f"{len(down.steps)} + {len(up.steps)} blocks   {'attention' if i in c.attention_levels else '-':<9}"
-                  f" {counted[i]:>13,} parameters")
-        total = PARAMETERS(network)
-        print(f"             middle {counted['middle']:,}, text encoder {counted['text']:,}, the rest "
-              f"{total - sum(counted.values()):,}: together {total:,}\n"
-              f"             its upsampler: {PARAMETERS(on_meta(name + '-upsampler')):,}")
+        counted = [parameters(network.middle), parameters(network.text)]
+        for i, channels, attends, down, up in levels(network):
+            counted.append(parameters(down) + parameters(up))
+            print(f"   {name:<9} {side >> i:>2}×{side >> i:<2}  {channels:>5,} channels   {len(down.steps)} +"
+                  f" {len(up.steps)} blocks  {'attention' * attends:<9} {counted[-1]:>13,} parameters")
+        total = parameters(network)
+        print(f"             middle {counted[0]:,}, text {counted[1]:,}, the rest {total - sum(counted):,}\n"
+              f"             in all {total:,}; its upsampler {parameters(on_meta(name + '-upsampler')):,}")
 
 
 def show_time():
-    """Waves whose first numbers a pocket calculator confirms."""
-    print("\n2. A timestep as waves: [cos, sin] of t, t/10, t/100, t/1000 for 8 numbers (half = 4)")
-    for t in (0, 3):
-        print(f"   t = {t}: " + " ".join(f"{x:+.3f}" for x in timestep_embedding(torch.tensor([t]), 8)[0].tolist())
-              + ("   cos 0 = 1, sin 0 = 0" if t == 0 else "   cos 3 = -0.990, cos 0.3 = +0.955, …, sin 3 = +0.141, …"))
-    rows = timestep_embedding(torch.arange(1000), 64)
-    print(f"   all timesteps, 64 numbers each: {list(rows.shape)}, mean {rows.mean():+.3f}; "
-          f"each row's squares add up to {rows[500].square().sum():.1f}, since cos² + sin² = 1, 32 times")
-    print("   how alike is t = 500 to " + ", ".join(
-        f"{t}: {F.cosine_similarity(rows[500], rows[t], dim=0):.3f}" for t in (500, 501, 510, 600, 900)))
+    """Waves that a pocket calculator confirms."""
+    print("\n2. A timestep as waves: t = 3 in 8 numbers; check: cos of 3, 0.3, 0.03, 0.003, then their sines")
+    print("   " + " ".join(f"{wave:+.3f}" for wave in timestep_embedding(torch.tensor([3]), 8)[0].tolist()))
+    rows = timestep_embedding(torch.arange(1000), 192)
+    near = (f"{t}: {F.cosine_similarity(rows[500], rows[t], dim=0):.3f}" for t in (501, 510, 600, 900))
+    print(f"   every timestep in 192 numbers: {list(rows.shape)}, mean {rows.mean():+.3f}; squares of a row: "
+          f"{rows[500].square().sum():.1f},\n   since cos² + sin² = 1, 96 times; cosine of t = 500 and "
+          + ", ".join(near))
 
 
 def show_fresh(network, x, t, cond):
     """Why a new network is silent, and why it learns nevertheless."""
-    print("\n3. A fresh network answers zero")
-    block = ResBlock(64, 64, 256)
-    h = torch.randn(1, 64, 8, 8)
-    print(f"   a fresh residual block changes its input by {(block(h, torch.randn(1, 256)) - h).abs().max():.1f}:"
-          " its second convolution starts at zero, so x + 0")
-    answer = network(x, t, **cond)
-    print(f"   the network: x {list(x.shape)} -> {list(answer.shape)}, largest number {answer.abs().max():.1f}:"
-          " its last convolution is zero too")
+    block, h, answer = ResBlock(64, 64, 256), torch.randn(1, 64, 8, 8), network(x, t, **cond)
     (answer - 1).square().mean().backward()     # any target that is not zero
-    awake = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
-    print(f"   the first gradient reaches {len(awake)} of its {len(list(network.parameters()))} tensors: "
-          f"{', '.join(awake)}\n   after the first step that convolution is no longer zero, and lets gradients through")
-
-
-def randomise(network):
-    """Random weights that keep the size of what they are given: zeros would hide every mistake in the wiring."""
-    for p in network.parameters():
-        p.grad = None
-        if p.dim() > 1:
-            nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
-        else:
-            p.data += 0.1 * torch.randn_like(p)
-    return network.eval()
+    tensors = dict(network.named_parameters())
+    awake = [name for name, p in tensors.items() if p.grad is not None and p.grad.any()]
+    print("\n3. A fresh network answers zero\n   a fresh residual block changes its input by "
+          f"{(block(h, torch.randn(1, 256)) - h).abs().max():.1f}: its second convolution starts at zero\n"
+          f"   the network's last one does too: {list(x.shape)} -> {list(answer.shape)}, largest"
+          f" {answer.abs().max():.1f}\n   the first gradient reaches {len(awake)} of {len(tensors)} tensors,"
+          f" {' and '.join(awake)};\n   one step later they are not zero and let gradients through")
 
 
 def show_shapes(network, x, t, cond):
-    """A forward hook on every step and every resampling block prints what goes in and what comes out."""
-    print(f"\n4. The way down and up, weights now random: x {list(x.shape)}, t {t.tolist()}")
-    kept = iter(reversed([64, 64, 64, 128]))     # channels of the skips, as they come off the stack
+    """A forward hook on every step and every resampling block tells what goes in and what comes out."""
+    print(f"\n4. Down and up again, the weights now random: x {list(x.shape)}, t = {t.item()}")
+    for p in network.parameters():               # zeros would hide every mistake in the wiring
+        nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
+    names = {part: name for name, part in network.named_modules()
+             if isinstance(part, Step) or name.endswith("resample")}
+    words, before = cond["tokens"].shape[1], [network.config.channels]
 
-    def tell(name, part, given, out):
-        (_, c, *_), (_, into, h, w) = given[0].shape, out.shape
-        skip = next(kept) if name.startswith("up") and isinstance(part, Step) else 0
-        looks = f"each place looks at {cond['tokens'].shape[1]} words + {h * w} places" if getattr(part, "attention", None) else ""
-        print(f"   {name:<16} {f'{c - skip} + skip {skip}' if skip else c:>14} channels in"
-              f"  -> {[into, h, w]!s:<13} std {out.std():5.2f}   {looks}")
+    def tell(part, given, out):
+        (_, channels, h, w), skip = out.shape, given[0].shape[1] - before[-1]
+        sees = f"   a place sees {words} words + {h * w} places" if getattr(part, "attention", None) else ""
+        print(f"   {names[part]:<15} {before[-1]:>4} {f'+ {skip} skipped' if skip else '':<13} -> "
+              f"{f'{channels} × {h} × {w}':<13}  mean {out.mean():+.2f}  std {out.std():.2f}{sees}")
+        before.append(channels)
 
-    hooks = [part.register_forward_hook(lambda part, given, out, name=name: tell(name, part, given, out))
-             for name, part in network.named_modules()
-             if isinstance(part, Step) or name.endswith("resample")]
-    answer = network(x, t, **cond)
+    hooks = [part.register_forward_hook(tell) for part in names]
+    print(f"   the answer: {list(network(x, t, **cond).shape)}, three channels of noise, three of variance")
     for hook in hooks:
         hook.remove()
-    print(f"   the answer {list(answer.shape)}, mean {answer.mean():+.3f}: 3 channels of noise, 3 of variance")
 
 
 def show_prepare(network, x, t, cond, steps=25):
-    """A drawing asks the same caption at every step; one run of the clock, so take the ratio as rough."""
-    def drawing(given, once):
-        start = time.perf_counter()
-        given = network.prepare(**given) if once else given
-        answers = [network(x, t, **given) for _ in range(steps)]
-        return time.perf_counter() - start, answers[-1]
-
+    """A drawing asks about one caption at every step; reading it once gives the same answers sooner."""
     network(x, t, **cond)                        # the first call warms up
-    (every, one), (once, two) = drawing(cond, False), drawing(cond, True)
-    print(f"\n5. What `prepare` saves: {steps} steps with one caption\n"
-          f"   read at every step {every:.2f} s, prepared once {once:.2f} s: {every / once:.2f} times as fast\n"
-          f"   the answers differ by {(one - two).abs().max():.1f}")
+    start = time.perf_counter()
+    every = [network(x, t, **cond) for _ in range(steps)]
+    middle, prepared = time.perf_counter(), network.prepare(**cond)
+    once = [network(x, t, **prepared) for _ in range(steps)]
+    slow, fast = middle - start, time.perf_counter() - middle
+    print(f"\n5. What `prepare` saves: {steps} steps with one caption\n   read at every step {slow:.2f} s,"
+          f" read once {fast:.2f} s: {slow / fast:.2f} times as fast (one run of the clock: a rough ratio)\n"
+          f"   the answers differ by {(every[-1] - once[-1]).abs().max():.1f}")
 
 
 def draw_waves(above, below):
-    """The embedding as a heat map over all timesteps, and how alike timesteps are to three of them."""
-    rows = timestep_embedding(torch.arange(1000), 64)
+    """The embedding of all timesteps as a heat map, and how alike they are to three of them."""
+    rows = timestep_embedding(torch.arange(1000), 192)
     image = above.imshow(rows.T, cmap="RdBu_r", aspect="auto", interpolation="nearest")
-    above.set_yticks([0, 31, 32, 63], ["fast cos", "slow cos", "fast sin", "slow sin"], size=11)
-    above.set_title("A timestep is a row of waves", size=18, loc="left")
+    above.set_yticks([8, 87, 104, 183], ["fast cos", "slow cos", "fast sin", "slow sin"], size=12)
     above.figure.colorbar(image, ax=above, ticks=[-1, 0, 1], pad=0.015)
     for t, color in ((100, "#2980b9"), (500, "#27ae60"), (900, "#c0392b")):
-        below.plot(rows @ rows[t] / 32, color=color, linewidth=2, label=f"to t = {t}")
-    below.set(xlabel="timestep", ylabel="cosine similarity", xlim=(0, 999), ylim=(0, 1.05))
-    below.set_title("Neighbours are alike, strangers less", size=18, loc="left")
-    below.legend(frameon=False, fontsize=12, loc="lower center", ncols=3)
+        below.plot(rows @ rows[t] / 96, color=color)
+        below.text(t, 1.03, f"t = {t}", color=color, size=14, ha="center")
+    below.set(xlabel="timestep", ylabel="cosine similarity", xlim=(0, 999), ylim=(0, 1.15))
+    above.set_title("A timestep is a row of waves …", size=18, loc="left")
+    below.set_title("… most like those of its neighbours", size=18, loc="left")
     below.spines[["top", "right"]].set_visible(False)
 
 
-def draw_levels(axes, name, side):
+def draw_levels(axes, name):
     """The U as bars: as long as a level has channels, as high as its picture is large (by its logarithm)."""
     network, gap = on_meta(name), 1.2
-    c, deepest = network.config, len(network.down) - 1
-    for i, (down, up) in enumerate(zip(network.down, network.up[::-1])):
-        channels, height, y = c.channels * c.multipliers[i], math.log2(side >> i) / 9, -i
-        color = "#e67e22" if i in c.attention_levels else "#7f8c8d"
-        for sign, level in ((-1, down), (1, up)):
-            width = channels / 250
-            axes.barh(y, sign * width, height, left=sign * gap, color=color)
-            axes.text(sign * (gap + width / 2), y, f"{channels}", ha="center", va="center", color="white", size=14)
-            axes.text(sign * (gap + width + 0.12), y, f"{len(level.steps)} blocks\n{PARAMETERS(level) / 1e6:.1f} M",
-                      ha="right" if sign < 0 else "left", va="center", size=12)
-        axes.annotate("", (gap, y), (-gap, y), arrowprops={"arrowstyle": "-|>", "color": "#34495e", "lw": 1.5})
-        axes.text(0, y + 0.06, f"{side >> i}×{side >> i}", ha="center", va="bottom", size=15, weight="bold")
-        axes.text(0, y - 0.06, f"{c.blocks + 1} skips", ha="center", va="top", size=12, color="#34495e")
-    axes.barh(-deepest - 0.95, channels / 250, height, left=-channels / 500, color="#e67e22")
-    axes.text(0, -deepest - 0.95, f"middle  {channels}", ha="center", va="center", color="white", size=14)
-    axes.text(0, 0.75, f"{PARAMETERS(network):,} parameters, {PARAMETERS(network.text):,} of them read the caption",
-              ha="center", size=12)
-    axes.set(xlim=(-5.4, 5.4), ylim=(-deepest - 1.4, 1))
-    axes.set_title(f"The U of “{name}”: down on the left, up on the right; attention in orange", size=18)
+    bottom = -len(network.down)
+    # Behind everything, the picture's way: in at the upper left, through the middle, out at the upper right.
+    axes.plot([-1.58, -1.58, 1.58, 1.58], [0.4, bottom, bottom, 0.55], "^-", markevery=[3], color="#d5d8dc",
+              linewidth=8, markersize=22, zorder=0)
+    for i, channels, attends, *ways in levels(network):
+        side, width, color = BASES[name] >> i, channels / 250, "#e67e22" if attends else "#7f8c8d"
+        for sign, level in zip((-1, 1), ways):
+            axes.barh(-i, sign * width, math.log2(side) / 9, left=sign * gap, color=color)
+            axes.text(sign * (gap + width / 2), -i, channels, ha="center", va="center", color="w", size=15)
+            note = f"{len(level.steps)} blocks\n{parameters(level) / 1e6:.1f} M"
+            axes.text(sign * (gap + width + 0.5), -i, note, ha="center", va="center", size=13)
+        axes.annotate("", (gap, -i), (-gap, -i), arrowprops={"arrowstyle": "-|>", "lw": 1.5})
+        axes.text(0, 0.07 - i, f"{side}×{side}", ha="center", size=16, weight="bold")
+        axes.text(0, -0.07 - i, f"{len(level.steps)} skips", ha="center", va="top", size=13)
+    axes.barh(bottom, width, 0.33, left=-width / 2, color=color)
+    axes.text(0, bottom, f"middle  {channels}", ha="center", va="center", color="w", size=15)
+    axes.set(xlim=(-5.3, 5.3), ylim=(bottom - 0.3, 0.85))
+    axes.set_title(f"“{name}”, {parameters(network):,} parameters; attention in orange", size=18)
     axes.axis("off")
 
 
 def save_picture(path):
-    """Left, time as the network hears it; right, the released network's levels."""
-    import matplotlib
-    matplotlib.use("Agg")
+    """Left, time as the network hears it; right, the levels of the released base model."""
     from matplotlib.figure import Figure         # here, so that importing this file stays quick
     figure = Figure(figsize=(18, 8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     draw_waves(*left.subplots(2, 1))
-    draw_levels(right.subplots(), "filtered", BASES["filtered"])
+    draw_levels(right.subplots(), "filtered")
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches="tight", pad_inches=0.2)
 
 
 def main():
     """The five sections and the picture; one noisy picture of 16 pixels and one caption go through them."""
     torch.manual_seed(0)
-    words = import_module("01_tokenizer").world_tokenizer()
-    ids, mask = words.pad(words.encode("a red heart above a blue star"), 20)
-    cond = {"tokens": torch.tensor([ids]), "mask": torch.tensor([mask])}
     network, x, t = UNet(UNET["tiny"]), torch.randn(1, 3, 16, 16), torch.tensor([500])
+    words = transformer.tokenizer.world_tokenizer()
+    tokens, mask = transformer.inputs(network.text, words, "a red heart above a blue star")
+    cond = {"tokens": tokens, "mask": mask}
     show_sizes()
     show_time()
     show_fresh(network, x, t, cond)
     with torch.no_grad():
-        show_shapes(randomise(network), x, t, cond)
+        show_shapes(network, x, t, cond)
         show_prepare(network, x, t, cond)
     save_picture(OUTPUTS / "03_unet.png")
-    print("\nThe picture is outputs/03_unet.png.\n"
-          "Next: python 04_diffusion.py makes pictures out of guesses at the noise.")
+    print("\nThe picture is outputs/03_unet.png.\nNext: python 04_diffusion.py draws by guessing the noise.")
 
 
 if __name__ == "__main__":
