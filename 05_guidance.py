@@ -60,6 +60,12 @@ def classifier_free(model, scale):
     denoiser.prepare = inner_prepare
     return denoiser
 
+def encode(texts, tok, context, device="cpu"):
+    """Captions as a denoiser takes them: tokens [B, K] and mask [B, K], cut or padded to K = context."""
+    ids, masks = zip(*(tok.pad(tok.encode(text), context) for text in texts))
+    return {"tokens": torch.tensor(ids, device=device), "mask": torch.tensor(masks, device=device)}
+
+
 def trained(name, wrap=lambda network: network):
     """A small model that comes with the course: its denoiser, its DiffusionConfig, and captions -> conditioning.
 
@@ -68,12 +74,8 @@ def trained(name, wrap=lambda network: network):
     path = unet.WEIGHTS / f"{name}.pt"
     network, saved = unet.UNet.load(path), unet.read_weights(path)
     process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
-
-    def encode(captions):
-        ids, masks = zip(*(tok.pad(tok.encode(text), network.config.text.context) for text in captions))
-        return {"tokens": torch.tensor(ids), "mask": torch.tensor(masks)}
-
-    return diffusion.answers_eps(wrap(network), process), process, encode
+    return (diffusion.answers_eps(wrap(network), process), process,
+            lambda captions: encode(captions, tok, network.config.text.context))
 
 
 # --- The demonstration -------------------------------------------------------------------------------

@@ -105,20 +105,13 @@ PRESETS = {
 
 # --- Data --------------------------------------------------------------------------------------------
 
-def encode(texts, tok, context, device="cpu"):
-    """Captions to tokens [B, K] and mask [B, K]."""
-    ids, masks = zip(*(tok.pad(tok.encode(text), context) for text in texts))
-    return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
-
-
 def world_batch(preset, tok, *, batch, difficulty, seed):
     """One batch of the little world for a model: x0 [B, 3, S, S] and its conditioning. Same seed, same batch.
 
     The upsampler's low_res is the area-reduced picture, rounded to bytes, and both are cut to the same crop.
     """
     pictures, captions, _ = diffusion.world_pictures(batch, seed=seed, difficulty=difficulty)
-    tokens, mask = encode(captions, tok, preset.unet.text.context)
-    x0, cond = diffusion.reduce(pictures, preset.size), {"tokens": tokens, "mask": mask}
+    x0, cond = diffusion.reduce(pictures, preset.size), guidance.encode(captions, tok, preset.unet.text.context)
     if preset.unet.in_channels > 3:
         low_res = upsample.round_to_bytes(diffusion.reduce(pictures, preset.size // upsample.FACTOR))
         x0, cond["low_res"] = crop_both(x0, low_res, preset.train.crop or preset.size, random.Random(seed))
@@ -186,7 +179,7 @@ def loss_weights(process, weighting):
               visible, so that the caption is needed to say what it is. At the noisy end only the background shows,
               at the other end only noise is to be learned. (Hang et al. 2023, arXiv 2303.09556, weigh the same way.)
     """
-    return {"eps": None, "v": 1 / process.alpha_bar,
+    return {"eps": None, "v": 1 / process.alpha_bar,   # (1-ᾱ)/ᾱ would make it the squared error in x_0
             "middle": (1 - process.alpha_bar) / process.alpha_bar.sqrt() + 0.05}[weighting]
 
 
@@ -221,7 +214,7 @@ class Trainer:
         x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed)
         g = torch.Generator().manual_seed(seed)
         # One timestep from each of B equal stretches of 0 … 999: each is as likely as any other, but no batch is
-        # all noise or all detail (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). The gradient is calmer.
+        # all noise or all detail (the low-discrepancy sampler of Kingma et al. 2021, arXiv 2107.00630).
         t = (torch.arange(len(x0)) + torch.rand(1, generator=g)) * len(self.process.timesteps) / len(x0)
         t = t.long().clamp(max=len(self.process.timesteps) - 1)
         noise = torch.randn(x0.shape, generator=g)
@@ -488,17 +481,17 @@ def sample_grid(trainer, path):
     """Draw a few fixed captions with the averaged weights: how far the model has come."""
     preset = trainer.preset
     model = upsample.denoiser_of(in_bf16(trainer.ema.eval(), trainer.device), preset.unet, preset.diffusion)
-    tokens, mask = encode(SHOWN, trainer.tok, preset.unet.text.context, trainer.device)
+    cond = guidance.encode(SHOWN, trainer.tok, preset.unet.text.context, trainer.device)
     g = torch.Generator().manual_seed(0)
     if preset.unet.in_channels > 3:
         pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
         process = diffusion.Diffusion.of(preset.diffusion, "fast27")
-        drawn = upsample.upsample(model, low_res, process=process, generator=g, tokens=tokens, mask=mask)
+        drawn = upsample.upsample(model, low_res, process=process, generator=g, **cond)
     else:
         process, model = diffusion.Diffusion.of(preset.diffusion, "25"), guidance.classifier_free(model, 3)
         noise = torch.randn(len(SHOWN), 3, preset.size, preset.size, generator=g).to(trainer.device)
-        drawn = process.ddim_sample(model, noise, tokens=tokens, mask=mask)
+        drawn = process.ddim_sample(model, noise, **cond)
     save_grid(drawn, SHOWN, path, title=f"after {trainer.step} steps")
 
 
@@ -670,7 +663,9 @@ def device(text):
 def main(argv=None):
     args = arguments(argv)
     out = args.out or OUTPUTS / f"train-{args.model}"
-    facts = {"command": " ".join(["python 08_train.py", *(sys.argv[1:] if argv is None else argv)])}
+    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
+            if name not in ("model", "out", "resume") and value != arguments([args.model]).__dict__[name]}
+    facts = {"command": " ".join(["python 08_train.py", args.model, *(f"--{k} {v}" for k, v in said.items())])}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if args.model == "judge":

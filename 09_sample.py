@@ -70,26 +70,24 @@ class Model:
             raise ValueError(f"{path} lacks what sampling needs ({e})") from None
 
     def encode(self, prompts):
-        """Tokens and mask, [B, K] each."""
-        return train.encode(prompts, self.tokenizer, self.config.text.context, self.device)
+        """Tokens and mask, [B, K] each, by name."""
+        return guidance.encode(prompts, self.tokenizer, self.config.text.context, self.device)
 
 
 def draw_small(base, prompts, *, generator, scale=3.0, steps="25", sampler="ddim", watch=None):
     """The base model's pictures [B, 3, S, S] in [-1, 1]. watch(x0, left) sees each predicted picture."""
-    tokens, mask = base.encode(prompts)
     process = diffusion.Diffusion.of(base.process, steps)
     noise = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
     walk = {"ddim": process.ddim_sample, "ddpm": process.ddpm_sample}[sampler]
-    return walk(guidance.classifier_free(base.denoiser, scale), noise, generator=generator, tokens=tokens,
-                mask=mask, x0_fn=watching(watch, len(process.timesteps)))
+    return walk(guidance.classifier_free(base.denoiser, scale), noise, generator=generator,
+                x0_fn=watching(watch, len(process.timesteps)), **base.encode(prompts))
 
 
 def enlarge(upsampler, low_res, prompts, *, generator, steps="fast27", watch=None):
     """[B, 3, S, S] -> [B, 3, 4S, 4S], guided by nothing but the small picture and the prompt."""
-    tokens, mask = upsampler.encode(prompts)
     process = diffusion.Diffusion.of(upsampler.process, steps)
-    return upsample.upsample(upsampler.denoiser, low_res, process=process, generator=generator, tokens=tokens,
-                             mask=mask, x0_fn=watching(watch, len(process.timesteps)))
+    return upsample.upsample(upsampler.denoiser, low_res, process=process, generator=generator,
+                             x0_fn=watching(watch, len(process.timesteps)), **upsampler.encode(prompts))
 
 
 def generate(prompt, *, base, upsampler, n=1, seed=0, watch=None, **options):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 import small
 
-tokenizer, unet, diffusion, train = (import_module(m) for m in ("01_tokenizer", "03_unet", "04_diffusion", "08_train"))
+tokenizer, unet, diffusion, guidance, train = (import_module(m) for m in (
+    "01_tokenizer", "03_unet", "04_diffusion", "05_guidance", "08_train"))
 KINDS = ["base", "upsampler"]
 TOK = tokenizer.world_tokenizer()
 
@@ -113,12 +114,12 @@ def test_the_judge_learns_held_out_pairs_too():
 def rigged(monkeypatch, batch, **training):
     """A Trainer whose pictures are single pixels and whose network costs nothing: for counting what is drawn."""
     trainer = train.Trainer(small.preset(batch=batch, steps=10 ** 6, **training))
-    tokens, mask = train.encode(["a small red heart on a white background"] * batch, TOK, 20)
-    monkeypatch.setattr(train, "world_batch",
-                        lambda *a, **k: (torch.zeros(batch, 3, 1, 1), {"tokens": tokens, "mask": mask.clone()}))
+    cond = guidance.encode(["a small red heart on a white background"] * batch, TOK, 20)
+    monkeypatch.setattr(train, "world_batch", lambda *a, **k: (
+        torch.zeros(batch, 3, 1, 1), {name: value.clone() for name, value in cond.items()}))
     monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
     monkeypatch.setattr(trainer, "_average", lambda: None)
-    return trainer, mask
+    return trainer, cond["mask"]
 
 
 @pytest.mark.parametrize("drop", [0.15, 0.4])
