@@ -48,7 +48,7 @@ def save_models(folder, scratch, difficulty="full"):
     return folder
 
 
-def run(script, *args, timeout=300, cwd=ROOT):
+def run(script, *args, timeout=600, cwd=ROOT):
     """A script as a reader runs it: CompletedProcess, its output as text."""
     env = os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
     return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=env, timeout=timeout,

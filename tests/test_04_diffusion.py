@@ -1,14 +1,18 @@
-"""Diffusion: released answers, closed forms for every sampler, the schedule's arithmetic."""
+"""Diffusion: released answers, closed forms for every sampler, the schedule's arithmetic; the little world's pictures."""
+import itertools
 import json
 import math
+import random
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import formula
 
+tokenizer = import_module("01_tokenizer")
 diffusion = import_module("04_diffusion")
 SCHEDULES = {"squaredcos_cap_v2": diffusion.cosine_betas, "linear": diffusion.linear_betas}
 T4 = torch.tensor([0, 1, 500, 999])
@@ -332,3 +336,173 @@ def test_one_seed_is_one_picture():
     d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
     draw = [d.ddpm_sample(model, torch.zeros(3, 2, 1, 1), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+
+
+# --- The pictures of the little world ---
+
+def shown(caption, seed=0):
+    """A caption's picture as integers [64, 64, 3], and the scene it was drawn from."""
+    rng = random.Random(seed)
+    scene = tokenizer.Scene.parse(caption).fill(rng)
+    return diffusion.draw(scene, rng).astype(int), scene
+
+
+def rgb(name):
+    return diffusion.RGB[name].astype(int)
+
+
+def ink_of(picture, background):
+    """Where a picture is not its background: [64, 64] of True and False."""
+    return np.abs(picture - rgb(background)).max(2) > 40
+
+
+def middle_of(picture, color):
+    """(x, y) of the middle of all pixels that have this colour."""
+    y, x = np.nonzero(np.abs(picture - rgb(color)).max(2) < 8)
+    return x.mean(), y.mean()
+
+
+def regions(ink):
+    """How many separate pieces of ink there are, corners not joining them: a flood fill from each in turn."""
+    todo, count = set(zip(*np.nonzero(ink))), 0
+    while todo:
+        count, flood = count + 1, [todo.pop()]
+        while flood:
+            y, x = flood.pop()
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & todo
+            todo -= near
+            flood += near
+    return count
+
+
+def stencil(noun):
+    """A glyph of 48 pixels in the middle of 48 × 48."""
+    mask = diffusion.coverage(noun, 48)[..., 0]
+    spare = [48 - length for length in mask.shape]
+    return np.pad(mask, [(room // 2, room - room // 2) for room in spare])
+
+
+def test_every_noun_has_a_glyph_and_every_glyph_a_noun():
+    assert set(diffusion.GLYPHS) == set(tokenizer.NOUNS), \
+        f"a word without a picture, or the reverse: {set(diffusion.GLYPHS) ^ set(tokenizer.NOUNS)}"
+
+
+def test_every_colour_and_background_has_its_rgb():
+    words = {*tokenizer.COLORS, *tokenizer.BACKGROUNDS}
+    assert set(diffusion.RGB) == words, f"colour words and colours differ: {set(diffusion.RGB) ^ words}"
+
+
+def test_every_glyph_is_in_the_font(monkeypatch):
+    """For a character that it lacks a font draws one and the same box, and all such nouns would look alike."""
+    monkeypatch.setitem(diffusion.GLYPHS, "no such character", "\U0010fffe")
+    box = stencil("no such character")
+    for noun in tokenizer.NOUNS:
+        difference = np.abs(stencil(noun) - box).sum() / box.sum()
+        assert difference > 0.3, f"the {noun} is the box that a font draws for a missing character"
+
+
+def test_every_glyph_looks_different():
+    stencils = {noun: stencil(noun) for noun in tokenizer.NOUNS}
+    for one, other in itertools.combinations(stencils, 2):
+        a, b = stencils[one], stencils[other]
+        share = np.abs(a - b).sum() / (a.sum() + b.sum())      # 0: the same, 1: nothing in common
+        assert share > 0.12, f"{one} and {other} differ in {share:.0%} of their ink only: hard to tell apart"
+
+
+def test_one_seed_is_one_set_of_pictures():
+    first, again, other = (diffusion.world_pictures(20, seed) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0]) and first[1:] == again[1:], "the seed decides pictures and captions"
+    assert not torch.equal(first[0], other[0]), "another seed, other pictures"
+
+
+def test_world_pictures_are_bytes_with_the_captions_of_their_scenes():
+    pictures, captions, scenes = diffusion.world_pictures(50, 0)
+    assert pictures.shape == (50, 3, 64, 64) and pictures.dtype == torch.uint8, "uint8 [n, 3, 64, 64]"
+    for caption, scene in zip(captions, scenes):
+        said = tokenizer.Scene.parse(caption)
+        assert said.background in (None, scene.background), f"{caption!r} was drawn on {scene.background}"
+        for word, thing in zip(said.things, scene.things):
+            assert (word.noun, word.color) == (thing.noun, thing.color) and word.size in (None, thing.size), \
+                f"{caption!r} was drawn as {thing}: a scene may add to its caption, never contradict it"
+
+
+def test_low_and_high_resolution_are_one_picture():
+    """The upsampler's pairs must fit: reducing in two steps is reducing in one."""
+    pictures = diffusion.world_pictures(30, 1)[0]
+    small, large = diffusion.reduce(pictures, 16), diffusion.reduce(pictures, 32)
+    assert torch.allclose(small, F.avg_pool2d(large, 2), atol=1e-6), "the 16-pixel picture is the 32-pixel one, reduced"
+    assert diffusion.reduce(pictures, 64).min() >= -1 and diffusion.reduce(pictures, 64).max() <= 1, "within [-1, 1]"
+
+
+@pytest.mark.parametrize("color", tokenizer.COLORS)
+def test_a_thing_has_the_colour_of_its_caption(color):
+    for background in tokenizer.BACKGROUNDS:
+        picture, _ = shown(f"a large {color} heart on a {background} background")
+        ink = picture[(picture != rgb(background)).any(2)]
+        values, times = np.unique(ink, axis=0, return_counts=True)
+        assert (values[times.argmax()] == rgb(color)).all(), \
+            f"most of a {color} heart on {background} is {values[times.argmax()]}, not {rgb(color)}"
+
+
+def test_the_background_is_everywhere_that_no_thing_is():
+    pictures, captions, scenes = diffusion.world_pictures(200, 2)
+    for picture, caption, scene in zip(pictures.permute(0, 2, 3, 1).numpy().astype(int), captions, scenes):
+        plain = (picture == rgb(scene.background)).all(2)
+        assert plain[[0, 0, -1, -1], [0, -1, 0, -1]].all(), f"{caption!r}: a corner is not {scene.background}"
+        assert plain.mean() > 0.4, f"{caption!r}: only {plain.mean():.0%} of the picture is background"
+
+
+@pytest.mark.parametrize("relation", tokenizer.RELATIONS)
+def test_two_things_lie_as_their_caption_says(relation):
+    for seed in range(20):
+        picture, _ = shown(f"a red heart {relation} a blue star on a white background", seed)
+        (x1, y1), (x2, y2) = middle_of(picture, "red"), middle_of(picture, "blue")
+        lies = {"to the left of": x2 - x1, "to the right of": x1 - x2, "above": y2 - y1, "below": y1 - y2}[relation]
+        across = abs(y1 - y2) if "to the" in relation else abs(x1 - x2)
+        assert lies > 12 and lies > across, f"seed {seed}: the heart is not clearly {relation} the star"
+
+
+def test_one_picture_said_in_two_ways_is_one_picture():
+    one, other = shown("a small red heart below a large blue star on a gray background")[0], \
+        shown("a large blue star above a small red heart on a gray background")[0]
+    assert (one == other).all(), "“below” is “above” the other way round: the same picture"
+
+
+@pytest.mark.parametrize("words, count", [("a green heart", 1), ("two green hearts", 2), ("three green hearts", 3)])
+def test_as_many_things_are_drawn_as_the_caption_counts(words, count):
+    for seed in range(20):
+        picture, scene = shown(words, seed)
+        found = regions(ink_of(picture, scene.background))
+        assert found == count, f"{words!r}, seed {seed}: {found} hearts"
+
+
+def test_nothing_is_cut_by_the_border():
+    """A pixel at the border is always background, so no glyph ends there."""
+    for difficulty in ("single", "full"):
+        pictures, captions, _ = diffusion.world_pictures(300, 5, difficulty)
+        for picture, caption in zip(pictures, captions):
+            corner = picture[:, :1, :1]
+            for side in (picture[:, :1], picture[:, -1:], picture[:, :, :1], picture[:, :, -1:]):
+                assert (side == corner).all(), f"{caption!r} reaches the border"
+
+
+def test_all_of_every_glyph_is_in_the_picture(monkeypatch):
+    """What the picture differs from its background by is as much as its stencils cover: none hides another."""
+    used, coverage = [], diffusion.coverage
+    monkeypatch.setattr(diffusion, "coverage", lambda *args: used.append(coverage(*args)) or used[-1])
+    for caption in ("a small pink cat", "three large blue envelopes", "a large cyan sun above a cyan gear"):
+        for seed in range(10):
+            used.clear()
+            picture, scene = shown(caption, seed)
+            change = rgb(scene.things[0].color) - rgb(scene.background)
+            covered = (picture - rgb(scene.background)).sum() / change.sum()
+            whole = sum(mask.sum() for mask in used)
+            assert covered == pytest.approx(whole, rel=0.02), f"{caption!r}: {covered:.0f} of {whole:.0f} pixels"
+
+
+@pytest.mark.parametrize("caption", ["a {} red {} on a white background", "two {} red {}s on a white background"])
+def test_small_things_are_smaller_than_large_ones(caption):
+    for noun in ("heart", "umbrella", "cat", "bolt"):
+        area = {size: [ink_of(shown(caption.format(size, noun), seed)[0], "white").sum() for seed in range(10)]
+                for size in tokenizer.SIZES}
+        assert max(area["small"]) < 0.8 * min(area["large"]), f"a small {noun} may be as large as a large one: {area}"
