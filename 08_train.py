@@ -21,7 +21,9 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, 
 (section 3.2, algorithm 1); AdamW: Loshchilov & Hutter 2017, arXiv 1711.05101.
 
     python 08_train.py              the base model, 16 pixels, single things: about 13 minutes on two cores
-    python 08_train.py upsampler    16 -> 64 pixels: about 11 minutes
+    python 08_train.py upsampler    16 -> 64 pixels, on squares of 32: about 11 minutes, and then, because norms and
+                                    attention meet other statistics on whole pictures, some minutes on those:
+                                    upsampler --start outputs/train-upsampler/weights.pt --crop 64 --batch 8 --lr 5e-4
     python 08_train.py judge        the classifier of real pictures: about 2 minutes
 
 Each prints one line of progress (step, loss, pictures a second, time left) and leaves weights, a grid of samples,
@@ -633,6 +635,8 @@ def arguments(argv=None):
     add("--world", default="single", choices=("single", "full"), help="single things, or all the language says")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
+    add("--lr", type=float, help="the U-Net's learning rate (default: the preset's)")
+    add("--crop", type=int, choices=(32, 64), help="pixels of the upsampler's training squares (default: 32)")
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
     add("--seed", type=seed, default=0)
     add("--out", type=Path, help="folder for weights, samples and curves (default: outputs/train-MODEL)")
@@ -675,8 +679,8 @@ def main(argv=None):
             save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
             return
         preset = PRESETS["tiny"][args.model]
-        preset = replace(preset, train=replace(preset.train, steps=args.steps or preset.train.steps,
-                                               batch=args.batch or preset.train.batch))
+        options = {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+        preset = replace(preset, train=replace(preset.train, **options))
         weights = train(preset, out, difficulty=args.world, seed=args.seed, device=args.device,
                         start=args.start, resume=args.resume, facts=facts)
         print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
