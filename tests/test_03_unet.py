@@ -30,7 +30,7 @@ def captions(batch=3, seed=1):
     return {"tokens": torch.randint(0, 500, (batch, 20), generator=g), "mask": mask}
 
 
-@pytest.mark.parametrize("kind, model", itertools.product(KINDS, "ab"))
+@pytest.mark.parametrize("kind, model", list(itertools.product(KINDS, "ab")))
 def test_all_four_kinds_give_the_released_answers(kind, model):
     with torch.no_grad():
         answer = formula.denoiser(kind, model)(formula.inp("x", 3, 3, 16, 16), T, **formula.conditioning(kind, model))
