@@ -37,7 +37,6 @@ import random
 import re
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
