@@ -98,13 +98,31 @@ def join_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
+class KeysWithoutBias(nn.Linear):
+    """The linear layer in front of CLIP's attention (05): queries and values have a bias, keys have none.
+
+    Nothing is lost. A key's bias would add one number to all the logits of a query, and the softmax, which
+    only sees differences, would not notice.
+    """
+
+    def __init__(self, width, heads):
+        super().__init__(width, 3 * width, bias=False)
+        self.heads, self.query_value_bias = heads, nn.Parameter(torch.zeros(2 * width))
+
+    def forward(self, x):
+        """[B, K, D] -> [B, K, 3·D], in the order that `split_heads` reads"""
+        query, value = self.query_value_bias.view(self.heads, 2, -1).unbind(1)      # [h, d] each
+        bias = torch.stack([query, torch.zeros_like(query), value], dim=1)          # [h, 3, d]
+        return F.linear(x, self.weight, bias.flatten())
+
+
 class SelfAttention(nn.Module):
     """Several small attentions side by side: each head compares the vectors by a question of its own."""
 
-    def __init__(self, width, heads, *, causal=False):
+    def __init__(self, width, heads, *, causal=False, key_bias=True):
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width) if key_bias else KeysWithoutBias(width, heads)
         self.out = nn.Linear(width, width)
 
     def forward(self, x):
@@ -129,10 +147,10 @@ class Block(nn.Module):
     """Look around, then think: two residual steps. The norms stand before them (pre-norm), so the sum
     itself, the "residual stream", runs untouched from the first block to the last."""
 
-    def __init__(self, width, heads, *, causal=False):
+    def __init__(self, width, heads, **options):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, causal=causal)
+        self.attention = SelfAttention(width, heads, **options)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
@@ -140,6 +158,19 @@ class Block(nn.Module):
         """[B, K, D] -> [B, K, D]"""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def first_weights(module, layers):
+    """The first weights of blocks `layers` deep, for `Module.apply`. A linear layer keeps the size of what it is
+    given (variance 1/inputs); those that write into the residual stream start smaller the more there are (as in
+    GPT-2)."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, Block):
+        for layer in (module.attention.out, module.mlp.down):
+            layer.weight.data *= (2 * layers) ** -0.5
 
 
 class TextEncoder(nn.Module):
@@ -153,20 +184,10 @@ class TextEncoder(nn.Module):
         self.padding = nn.Parameter(torch.empty(config.context, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.apply(self._start)
-
-    def _start(self, module):
-        """The first weights. A linear layer keeps the size of what it is given (variance 1/inputs); those that
-        write into the residual stream start smaller the more of them there are (as in GPT-2)."""
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
-            nn.init.zeros_(module.bias)
-        if isinstance(module, Block):
-            for layer in (module.attention.out, module.mlp.down):
-                layer.weight.data *= (2 * self.config.layers) ** -0.5
-        if module is self:   # a word starts louder than its place; the released code leaves the last two unset
-            for table, std in (self.tokens.weight, 0.3), (self.positions, 0.02), (self.padding, 0.02):
-                nn.init.normal_(table, std=std)
+        self.apply(lambda module: first_weights(module, config.layers))
+        # A word starts louder than its place; the released code leaves the last two unset.
+        for table, std in (self.tokens.weight, 0.3), (self.positions, 0.02), (self.padding, 0.02):
+            nn.init.normal_(table, std=std)
 
     def embed(self, tokens, mask):
         """tokens [B, K] long, mask [B, K] bool -> [B, K, D]: what the first block sees."""

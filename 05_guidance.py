@@ -22,12 +22,16 @@ Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 
                                 one prompt drawn at scales 0, 1, 3 and 8; a picture in outputs/
 """
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 tokenizer = import_module("01_tokenizer")
+transformer = import_module("02_transformer")
 unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 
@@ -59,6 +63,124 @@ def classifier_free(model, scale):
 
     denoiser.prepare = inner_prepare
     return denoiser
+
+
+# --- Noised CLIP ---------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The sizes of a noised CLIP: a picture tower, a text tower, and the space they meet in. The defaults are
+    the released one's."""
+
+    size: int = 64              # of the pictures, in pixels, and of the patches they are cut into
+    patch: int = 4
+    width: int = 768            # of the picture tower
+    layers: int = 12
+    heads: int = 12
+    text: transformer.TextConfig = transformer.TextConfig(65536, 77, 512, 12, 8)
+    embedding: int = 512
+    timesteps: int = 1000
+
+
+# The named sizes. The paper does not tell its own; the released one stands for both.
+CLIP = {"filtered": CLIPConfig(), "paper": CLIPConfig()}
+LOGIT_SCALE = 100.0   # similarities of unit vectors are at most 1: too flat for a softmax over captions
+# The mean and the spread of photographs' red, green and blue, 0 … 255, by which the released CLIP was trained
+PIXEL_MEAN = 122.77093945, 116.74601272, 104.09373519
+PIXEL_STD = 68.50053285, 66.63215831, 70.32316309
+
+
+class Tower(nn.Module):
+    """What both towers share: blocks, then one token is read, normed and projected to a unit vector."""
+
+    def __init__(self, width, layers, heads, embedding, *, causal=False):
+        super().__init__()
+        self.blocks = nn.ModuleList(transformer.Block(width, heads, causal=causal, key_bias=False)
+                                    for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, embedding, bias=False)
+        self.apply(lambda module: transformer.first_weights(module, layers))
+
+    def read(self, x, place):
+        """x [B, N, D], place [B]: which token to read -> [B, E], each row of length 1"""
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x[torch.arange(len(x), device=x.device), place])
+        return F.normalize(self.project(x), dim=-1)
+
+
+class PictureTower(Tower):
+    """A vision Transformer for noisy pictures. Squares of pixels are its tokens; before them stands a vector
+    for the timestep, where an ordinary one has its "class" token, and that one is read at the end."""
+
+    def __init__(self, config):
+        super().__init__(config.width, config.layers, config.heads, config.embedding)
+        self.cut = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
+        self.time = nn.Embedding(config.timesteps, config.width)
+        self.positions = nn.Parameter(0.02 * torch.randn((config.size // config.patch) ** 2 + 1, config.width))
+        self.enter = nn.LayerNorm(config.width)
+        nn.init.normal_(self.time.weight, std=0.02)
+
+    def forward(self, x, t):
+        """x [B, 3, H, W] in [-1, 1], noised to step t [B] -> [B, E] unit vectors"""
+        mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        pixels = ((x + 1) * 127.5 - mean) / std
+        patches = self.cut(pixels).flatten(2).transpose(1, 2)                  # [B, patches, D]
+        x = torch.cat([self.time(t)[:, None], patches], dim=1) + self.positions
+        return self.read(self.enter(x), torch.zeros_like(t))
+
+
+class CaptionTower(Tower):
+    """A causal text Transformer: only its end token has seen the whole caption, so the end token is read."""
+
+    def __init__(self, config):
+        text = config.text
+        super().__init__(text.width, text.layers, text.heads, config.embedding, causal=True)
+        self.tokens = nn.Embedding(text.vocab_size, text.width)
+        self.positions = nn.Parameter(0.01 * torch.randn(text.context, text.width))
+        nn.init.normal_(self.tokens.weight, std=0.02)
+
+    def forward(self, tokens, lengths):
+        """tokens [B, K], lengths [B]: how many count, the end token the last of them -> [B, E] unit vectors"""
+        return self.read(self.tokens(tokens) + self.positions, lengths - 1)
+
+
+class NoisedCLIP(nn.Module):
+    """How well does a caption fit a picture, even one half drowned in noise? CLIP [C section 2] that has seen
+    pictures at every step of the diffusion, and is told which [GLIDE section 2.4, 4.4].
+
+    Fit is the product of two unit vectors, `image(x, t) · text(tokens, lengths)`, from -1 to 1.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.picture, self.caption = PictureTower(config), CaptionTower(config)
+
+    def image(self, x, t):
+        """x [B, 3, size, size] in [-1, 1] at step t [B] long, 0 … 999 -> [B, E], rows of length 1"""
+        return self.picture(x, t)
+
+    def text(self, tokens, lengths):
+        """tokens [B, K] long, lengths [B] long -> [B, E], rows of length 1"""
+        return self.caption(tokens, lengths)
+
+
+def clip_guidance(clip, text_embedding, scale):
+    """A sampler's grad_fn that pulls the drawing towards a caption, as CLIP sees both.
+
+    text_embedding  [B, E] or [1, E], from clip.text;  scale  s: how hard
+    -> grad_fn(x, t): x [B, 3, H, W] -> s·100·∇_x f(x, t)·g(c), the gradient of the logit [GLIDE section 2.4]
+    """
+    def grad_fn(x, t):
+        with torch.enable_grad():            # samplers run without
+            x = x.detach().requires_grad_()
+            logits = LOGIT_SCALE * (clip.image(x, t) * text_embedding).sum()   # no example sees another
+            return scale * torch.autograd.grad(logits, x)[0]
+    return grad_fn
+
+
+# --- Captions and weights for all that follows -----------------------------------------------------------
 
 def encode(texts, tok, context, device="cpu"):
     """Captions as a denoiser takes them: tokens [B, K] and mask [B, K], cut or padded to K = context."""

@@ -25,6 +25,7 @@ import random
 import re
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +35,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 tokenizer = import_module("01_tokenizer")
+transformer = import_module("02_transformer")
 unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 guidance = import_module("05_guidance")
@@ -165,6 +167,8 @@ OUTSIDE = {"text.tokens": "token_embedding", "text.norm": "final_ln", "pool": "t
            "leave.0": "out.0", "leave.2": "out.2", "middle.0.block": "middle_block.0",
            "middle.0.attention": "middle_block.1", "middle.1.block": "middle_block.2"}
 
+ROW_CONVOLUTIONS = (".qkv.weight", ".encoder_kv.weight", ".proj_out.weight")   # [out, in, 1]: see `joined`
+
 
 def released_names(config):
     """{our key: OpenAI's key} for a U-Net of these sizes. Their blocks are numbered through, ours by level."""
@@ -215,28 +219,121 @@ def config_from_shapes(shapes):
 def load_openai(state_dict):
     """A released checkpoint's weights as a denoiser, in eval mode.
 
-    state_dict  of base.pt, upsample.pt, base_inpaint.pt or upsample_inpaint.pt
+    state_dict  of base.pt, upsample.pt, base_inpaint.pt or upsample_inpaint.pt, in 32 or 16 bits
     returns     a denoiser taking tokens, mask and, by kind, low_res, inpaint_image, inpaint_mask
     Every key must be used and every shape must fit: ValueError otherwise.
     """
-    try:
+    with refusing("a released GLIDE U-Net"):
         config = config_from_shapes({key: tuple(value.shape) for key, value in state_dict.items()})
-    except (LookupError, ValueError, ZeroDivisionError, AttributeError, TypeError) as e:
-        raise ValueError(f"these are not the weights of a released GLIDE U-Net ({e!r})") from None
-    names = released_names(config)
-    if set(names.values()) != set(state_dict):
-        odd = sorted(set(names.values()) ^ set(state_dict))
-        raise ValueError(f"{len(odd)} keys do not fit a released GLIDE U-Net, {odd[0]!r} for one")
     model = unet.UNet(config)
-    own = model.state_dict()
-    # OpenAI's attention uses 1×1 convolutions over a row: [out, in, 1]; ours are linear layers: [out, in].
-    weights = {ours: state_dict[theirs].squeeze(-1) if state_dict[theirs].dim() == 3 else state_dict[theirs]
-               for ours, theirs in names.items()}
-    for ours, value in weights.items():
-        if value.shape != own[ours].shape:
-            raise ValueError(f"{names[ours]} is {list(value.shape)} where {list(own[ours].shape)} was expected")
-    model.load_state_dict(weights)
+    take_over(model, state_dict, released_names(config), "a released GLIDE U-Net")
     return upsample.denoiser_of(model.eval(), config)
+
+
+@contextmanager
+def refusing(what):
+    """Reading sizes off the shapes of another model fails in many ways; to the user they are all one."""
+    try:
+        yield
+    except (LookupError, ValueError, ZeroDivisionError, AttributeError, TypeError, RuntimeError) as e:
+        raise ValueError(f"these are not the weights of {what} ({e!r})"[:300]) from None
+
+
+def take_over(model, state_dict, names, what, heads=1):
+    """Give a model the released weights: {our key: theirs, or several of theirs}. All or ValueError."""
+    names = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in names.items()}
+    if odd := sorted({part for parts in names.values() for part in parts} ^ set(state_dict)):
+        raise ValueError(f"{len(odd)} keys do not fit {what}, {odd[0]!r} for one")
+    own, weights = model.state_dict(), {}
+    for ours, parts in names.items():
+        with refusing(what):
+            weights[ours] = joined([state_dict[part] for part in parts], heads)
+        if not weights[ours].is_floating_point() or weights[ours].shape != own[ours].shape:
+            raise ValueError(f"{' and '.join(parts)}: {weights[ours].dtype} {list(weights[ours].shape)} where "
+                             f"{list(own[ours].shape)} was expected")
+    model.load_state_dict(weights)
+
+
+def joined(parts, heads):
+    """Their tensors as one of ours. Their U-Net's attention uses 1×1 convolutions over a row, [out, in, 1], where
+    ours are linear layers; their CLIP keeps q, k and v apart, which lie together head by head in ours."""
+    if len(parts) == 1:
+        return parts[0].squeeze(-1) if parts[0].dim() == 3 else parts[0]
+    return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
+
+
+def apart(value, theirs, heads):
+    """The way back: {their key: tensor} of one of our tensors."""
+    if isinstance(theirs, str):
+        return {theirs: value[..., None] if theirs.endswith(ROW_CONVOLUTIONS) else value}
+    parts = value.unflatten(0, (heads, len(theirs), -1)).unbind(1)
+    return {key: part.flatten(0, 1) for key, part in zip(theirs, parts)}
+
+
+def export_openai(model):
+    """A U-Net's weights under the released names and in their shapes: what `load_openai` takes."""
+    names = released_names(model.config)
+    return {key: value for ours, ten in model.state_dict().items() for key, value in apart(ten, names[ours], 1).items()}
+
+
+# Their CLIP is two files, one a tower. The first lines of the table are a tower's own, the rest both have.
+INSIDE_TOWER = {
+    "norm.weight": "output.ln.g", "norm.bias": "output.ln.b", "project.weight": "output.f.w", "positions": "input.w_pos"}
+INSIDE_PICTURE_TOWER = {
+    "time.weight": "input.w_t", "cut.weight": "input.patch_proj", "enter.weight": "input.ln.g", "enter.bias": "input.ln.b"}
+INSIDE_CAPTION_TOWER = {"tokens.weight": "input.w_voc"}
+INSIDE_TOWER_BLOCK = {
+    "norm1.weight": "f_attn.ln.g", "norm1.bias": "f_attn.ln.b",
+    "attention.qkv.weight": ("f_attn.f_q.w", "f_attn.f_k.w", "f_attn.f_v.w"),
+    "attention.qkv.query_value_bias": ("f_attn.f_q.b", "f_attn.f_v.b"),
+    "attention.out.weight": "f_attn.f_c.w", "attention.out.bias": "f_attn.f_c.b",
+    "norm2.weight": "f_mlp.ln.g", "norm2.bias": "f_mlp.ln.b",
+    "mlp.up.weight": "f_mlp.f_1.w", "mlp.up.bias": "f_mlp.f_1.b",
+    "mlp.down.weight": "f_mlp.f_2.w", "mlp.down.bias": "f_mlp.f_2.b"}
+
+
+def released_tower_names(tower):
+    """{our key: OpenAI's, or a tuple of them} for one tower of a NoisedCLIP."""
+    own = INSIDE_PICTURE_TOWER if isinstance(tower, guidance.PictureTower) else INSIDE_CAPTION_TOWER
+    names = {ours: f"blocks.{theirs}" for ours, theirs in (INSIDE_TOWER | own).items()}
+    for i in range(len(tower.blocks)):
+        for ours, theirs in INSIDE_TOWER_BLOCK.items():
+            here = f"blocks.block_{i}."
+            names[f"blocks.{i}.{ours}"] = here + theirs if isinstance(theirs, str) else tuple(here + part for part in theirs)
+    return names
+
+
+def clip_config_from_shapes(image, text):
+    """The sizes of a released noised CLIP, read off both towers' keys and shapes. A head has 64 channels."""
+    layers = [len({key.split(".")[1] for key in tower if key.startswith("blocks.block_")}) for tower in (image, text)]
+    (vocab, width), (timesteps, wide) = text["blocks.input.w_voc"], image["blocks.input.w_t"]
+    patch, places = image["blocks.input.patch_proj"][-1], image["blocks.input.w_pos"][0] - 1
+    return guidance.CLIPConfig(math.isqrt(places) * patch, patch, wide, layers[0], wide // 64,
+                               transformer.TextConfig(vocab, text["blocks.input.w_pos"][0], width, layers[1], width // 64),
+                               text["blocks.output.f.w"][0], timesteps)
+
+
+def load_openai_clip(image_sd, text_sd):
+    """The released noised CLIP, in eval mode, from the state dicts of clip_image_enc.pt and clip_text_enc.pt.
+
+    Every key must be used and every shape must fit: ValueError otherwise.
+    """
+    what = "the released noised CLIP"
+    with refusing(what):
+        shapes = ({key: tuple(value.shape) for key, value in tower.items()} for tower in (image_sd, text_sd))
+        config = clip_config_from_shapes(*shapes)
+        clip = guidance.NoisedCLIP(config)
+    for tower, state_dict, heads in (clip.picture, image_sd, config.heads), (clip.caption, text_sd, config.text.heads):
+        take_over(tower, state_dict, released_tower_names(tower), what, heads)
+    return clip.eval()
+
+
+def export_openai_clip(clip):
+    """A NoisedCLIP's two state dicts, picture's and text's, under the released names."""
+    towers = (clip.picture, clip.config.heads), (clip.caption, clip.config.text.heads)
+    return tuple({key: value for ours, ten in tower.state_dict().items()
+                  for key, value in apart(ten, released_tower_names(tower)[ours], heads).items()}
+                 for tower, heads in towers)
 
 
 # ======================================================================================================

@@ -3,6 +3,7 @@ from importlib import import_module
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import formula
 
@@ -93,3 +94,75 @@ def test_scale_trades_variety_for_certainty():
         spread.append(drawn.var(0).sum().item())
     assert surest[0] < 0.45 < surest[1] < surest[2], f"share of the prompt's own part by scale: {surest}"
     assert spread[0] > spread[1] > spread[2], f"variance by scale: {spread}"
+
+
+# --- Noised CLIP ---
+
+def clip():
+    return import_module("09_sample").load_openai_clip(*(formula.state_dict(f"clip/{tower}-enc", "a")
+                                                         for tower in ("image", "text")))
+
+
+CLIP_TEXT = formula.toks("clip_tokens", 3, 16, 96), torch.tensor([16, 7, 2])
+
+
+@torch.no_grad()
+def test_clip_towers_give_the_released_answers():
+    formula.agree(clip().text(*CLIP_TEXT), formula.golden("clip.text"), 1e-4)
+    formula.agree(clip().image(formula.inp("x", 3, 3, 16, 16), T), formula.golden("clip.image"), 1e-4)
+
+
+def test_clip_guidance_gives_the_released_gradient():
+    model = clip()
+    with torch.no_grad():
+        grad_fn = guidance.clip_guidance(model, model.text(*CLIP_TEXT), 1.0)
+        answer = grad_fn(formula.inp("x", 3, 3, 16, 16), T)       # it turns gradients on itself
+    formula.agree(answer, formula.golden("clip.grad"), 1e-4)
+    assert all(p.grad is None for p in model.parameters()), "a guide is not trained by guiding"
+
+
+def test_clip_guidance_is_the_slope_of_the_logit():
+    """Against finite differences in float64, along a direction of its own for every example."""
+    model = clip().double()
+    x, text = formula.inp("x", 3, 3, 16, 16).double(), F.normalize(torch.randn(3, 48, dtype=torch.float64), dim=-1)
+    direction, h = torch.randn(x.shape, dtype=torch.float64), 1e-5
+
+    @torch.no_grad()      # without gradients attention is the fused one, in float64 throughout
+    def logits(x):
+        return 3.0 * 100 * (model.image(x, T) * text).sum(1)
+
+    slope = (logits(x + h * direction) - logits(x - h * direction)) / (2 * h)
+    gradient = guidance.clip_guidance(model, text, 3.0)(x, T)
+    along = (gradient * direction).flatten(1).sum(1)
+    assert torch.allclose(along, slope, rtol=1e-3), f"gradient {along.tolist()}, finite differences {slope.tolist()}"
+
+
+@torch.no_grad()
+def test_padding_never_reaches_a_caption():
+    """The tower is causal and reads the end token: what stands behind it cannot matter."""
+    tokens, lengths = CLIP_TEXT
+    other = tokens.clone()
+    other[1, 7:], other[2, 2:] = 0, 95
+    assert torch.allclose(clip().text(tokens, lengths), clip().text(other, lengths), atol=1e-6)
+
+
+@torch.no_grad()
+def test_clip_answers_unit_vectors_that_know_the_timestep():
+    model, x = clip(), formula.inp("x", 3, 3, 16, 16)
+    early, late = (model.image(x, torch.full((3,), t)) for t in (0, 999))
+    assert torch.allclose(early.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert (early - late).abs().max() > 1e-2, "the same picture means something else at another noise level"
+
+
+@pytest.mark.parametrize("sampler", ["ddpm_sample", "ddim_sample"])
+def test_a_guided_walk_ends_where_the_caption_fits_better(sampler):
+    """Pictures of a plain Gaussian, walked to from the same noise with and without the pull."""
+    model, d = clip(), process("20")
+    text = model.text(*CLIP_TEXT).detach()
+    pictures = diffusion.MixtureDenoiser(d, torch.zeros(1, 3, 16, 16), 0.5)
+    fit = []
+    for grad_fn in (None, guidance.clip_guidance(model, text, 1.0)):
+        g = torch.Generator().manual_seed(0)
+        x = getattr(d, sampler)(pictures, torch.randn(3, 3, 16, 16, generator=g), grad_fn=grad_fn, generator=g)
+        fit.append((model.image(x, torch.zeros(3, dtype=torch.long)) * text).sum(1))
+    assert (fit[1] > fit[0] + 0.05).all(), f"similarity {fit[0].tolist()} unguided, {fit[1].tolist()} guided"

@@ -13,8 +13,8 @@ from PIL import Image
 import formula
 import small
 
-tokenizer, unet, diffusion, train, sample = (import_module(m) for m in (
-    "01_tokenizer", "03_unet", "04_diffusion", "08_train", "09_sample"))
+tokenizer, unet, diffusion, guidance, train, sample = (import_module(m) for m in (
+    "01_tokenizer", "03_unet", "04_diffusion", "05_guidance", "08_train", "09_sample"))
 KINDS = {"base": 3, "upsample": 6, "base-inpaint": 7, "upsample-inpaint": 10}
 PROMPT = "a red heart above a blue umbrella"
 
@@ -48,14 +48,30 @@ def test_the_table_of_names_goes_both_ways(kind, model):
         assert set(names) == set(unet.UNet(config).state_dict()), "every one of our keys has a released name"
 
 
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 @pytest.mark.parametrize("model", "ab")
 def test_export_gives_the_released_weights_back(model):
     released = formula.state_dict("base", model)
-    ours = sample.load_openai(released).state_dict()
-    names = sample.released_names(SMALL_CONFIGS[model])
-    exported = {names[key]: value.view(released[names[key]].shape) for key, value in ours.items()}
-    assert exported.keys() == released.keys()
-    assert all(torch.equal(exported[key], released[key]) for key in released), "no number may change on the way"
+    assert equal(sample.export_openai(sample.load_openai(released)), released), "no number may change on the way"
+
+
+def test_export_gives_both_clip_towers_back():
+    released = [formula.state_dict(f"clip/{tower}-enc", "a") for tower in ("image", "text")]
+    exported = sample.export_openai_clip(sample.load_openai_clip(*released))
+    assert equal(exported[0], released[0]) and equal(exported[1], released[1]), "no number may change on the way"
+
+
+def test_weights_of_half_precision_serve_as_well():
+    """They become float32 on loading, so only their own rounding shows."""
+    halves = {key: value.half() for key, value in formula.state_dict("base", "a").items()}
+    model, cond = sample.load_openai(halves), formula.conditioning("base", "a")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        answer = model(formula.inp("x", 3, 3, 16, 16), torch.tensor([0, 500, 999]), **cond)
+    formula.agree(answer, formula.golden("unet.base.a"), 1e-2)
 
 
 # Keys and shapes of the released checkpoints as one number each: SHA-256 of their sorted lines "key [shape]".
@@ -82,6 +98,34 @@ def test_our_large_presets_have_the_released_keys_and_shapes(released, preset):
     lines = sorted(f"{key} {list(shape)}" for key, shape in released_shapes(preset).items())
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     assert digest == RELEASED[released, preset], f"{released}.pt would not fit; our {len(lines)} keys begin {lines[:2]}"
+
+
+@lru_cache
+def released_clip():
+    """Our noised CLIP of the released sizes, without memory."""
+    with torch.device("meta"):
+        return guidance.NoisedCLIP(guidance.CLIP["filtered"])
+
+
+TOWERS = {"clip_image_enc": (0, 86_443_776,
+                             "9f79242d087c921c5b0390a393d7bac3234fa202018a4508c1e7a4ccc84a80a0"),
+          "clip_text_enc": (1, 71_679_488,
+                            "9d4e78f3d565dbbae21c81f1a710510f0e515c1e65668d6ee2602d35ce7f7103")}
+
+
+@pytest.mark.parametrize("file", TOWERS)
+def test_our_clip_has_the_released_keys_shapes_and_size(file):
+    place, parameters, expected = TOWERS[file]
+    tower = sample.export_openai_clip(released_clip())[place]
+    lines = sorted(f"{key} {list(value.shape)}" for key, value in tower.items())
+    assert sum(value.numel() for value in tower.values()) == parameters
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected, f"{file}.pt would not fit: {lines[:2]}"
+
+
+def test_clip_sizes_are_read_off_the_shapes():
+    towers = ({key: tuple(value.shape) for key, value in tower.items()}
+              for tower in sample.export_openai_clip(released_clip()))
+    assert sample.clip_config_from_shapes(*towers) == guidance.CLIP["filtered"]
 
 
 @pytest.mark.parametrize("preset", ["base", "upsampler", "inpaint", "inpaint-upsampler"])
@@ -117,6 +161,31 @@ def damaged(how):
 def test_what_is_no_released_model_is_refused_in_one_line(how):
     with pytest.raises(ValueError) as refusal:
         sample.load_openai(damaged(how))
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 300, str(refusal.value)
+
+
+def damaged_clip(how):
+    image, text = (dict(formula.state_dict(f"clip/{tower}-enc", "a")) for tower in ("image", "text"))
+    if how == "the other way round":
+        image, text = text, image
+    elif how == "a U-Net":
+        image = formula.state_dict("base", "a")
+    elif how == "a key too few":
+        del text["blocks.output.f.w"]
+    elif how == "a key too many":
+        image["blocks.block_0.f_attn.f_k.b"] = torch.zeros(128)
+    elif how == "integers":
+        text["blocks.output.f.w"] = text["blocks.output.f.w"].long()
+    else:
+        image[how] = image[how][..., :-1]
+    return image, text
+
+
+@pytest.mark.parametrize("how", ["the other way round", "a U-Net", "a key too few", "a key too many", "integers",
+                                 "blocks.input.w_t", "blocks.block_1.f_attn.f_k.w", "blocks.block_1.f_attn.f_v.b"])
+def test_what_is_no_released_clip_is_refused_in_one_line(how):
+    with pytest.raises(ValueError) as refusal:
+        sample.load_openai_clip(*damaged_clip(how))
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 300, str(refusal.value)
 
 
