@@ -249,11 +249,11 @@ class UNet(nn.Module):
             prepared = self.prepare(tokens, mask)
             pooled, text_kv = prepared["pooled"], prepared["text_kv"]
         text_kv = iter(text_kv)
-        emb = F.silu(self.time(timestep_embedding(t, self.config.channels)) + pooled)
+        emb = F.silu(self.time(timestep_embedding(t, self.config.channels).to(pooled.dtype)) + pooled)
 
         # Down: every state is kept. Up: each is put beside what comes from below, channels after channels.
         # The coarse path knows what the picture shows; the skips still know where, to the pixel.
-        h = self.enter(x)
+        h = self.enter(x.to(self.enter.weight.dtype))   # a network may have been turned to 16 bits (09) …
         skips = [h]
         for level in self.down:
             for step in level.steps:
@@ -269,7 +269,7 @@ class UNet(nn.Module):
                 h = step(torch.cat([h, skips.pop()], dim=1), emb, text_kv)
             if level.resample:
                 h = level.resample(h, emb)
-        return self.leave(h).float()
+        return self.leave(h.float()).float()            # … its last layer never: it writes the answer
 
     @classmethod
     def load(cls, path):
