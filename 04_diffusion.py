@@ -142,7 +142,10 @@ class Step(NamedTuple):
 
 
 def gaussian(x, generator):
-    """Unit noise in the shape of x. A CPU generator gives the same noise, the same picture, on any device."""
+    """Unit noise in the shape of x. A CPU generator gives the same noise, the same picture, on any device; a list of
+    them, one a picture, gives each picture its own, whatever is drawn beside it."""
+    if isinstance(generator, list):
+        return torch.cat([gaussian(row[None], own) for row, own in zip(x, generator, strict=True)])
     device = generator.device if generator is not None else x.device
     return torch.randn(x.shape, generator=generator, device=device).to(x)
 

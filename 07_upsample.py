@@ -64,16 +64,16 @@ def round_to_bytes(x):
     return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
-def upsample(model, low_res, *, process, generator=None, noise=0.997, **cond):
+def upsample(model, low_res, *, process, sampler="ddim", generator=None, noise=0.997, **cond):
     """Enlarge pictures four times.
 
     model    a denoiser that takes low_res;  process  its Diffusion, respaced to 'fast27' by default elsewhere
     low_res  [B, 3, H, W] in [-1, 1] -> [B, 3, 4H, 4W]. No guidance, DDIM with eta 0, starting from slightly
-             less than unit noise, as the released notebooks do.
+             less than unit noise, as the released notebooks do; when inpainting they walk with sampler "ddpm".
     """
     B, C, H, W = low_res.shape
     x = noise * diffusion.gaussian(low_res.new_empty(B, C, FACTOR * H, FACTOR * W), generator)
-    return process.ddim_sample(model, x, low_res=round_to_bytes(low_res), **cond)
+    return getattr(process, f"{sampler}_sample")(model, x, low_res=round_to_bytes(low_res), generator=generator, **cond)
 
 
 def denoiser_of(model, config, process=diffusion.DiffusionConfig()):

@@ -25,20 +25,24 @@ import random
 import re
 import sys
 import time
+import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 tokenizer = import_module("01_tokenizer")
 transformer = import_module("02_transformer")
 unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 guidance = import_module("05_guidance")
+inpaint = import_module("06_inpaint")
 upsample = import_module("07_upsample")
 train = import_module("08_train")
 
@@ -47,72 +51,237 @@ OUTPUTS, WEIGHTS = Path(__file__).parent / "outputs", unet.WEIGHTS
 
 # --- The pipeline ------------------------------------------------------------------------------------
 
+PARTS = {3: "base", 6: "upsampler", 7: "inpaint", 10: "inpaint-upsampler"}   # by the U-Net's input channels
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is drawn with, unless one says otherwise."""
+
+    steps: str = "25"         # see diffusion.respace
+    sampler: str = "ddim"     # "ddim", "ddpm" or "dpm"
+    scale: float = 3.0        # of guidance; the upsampler has none
+    guide: str = "free"       # "free": classifier-free guidance; "clip": the noised CLIP's gradient
+    batch: int = 64           # pictures at a time
+
+    @classmethod
+    def of(cls, preset, part):
+        """The habits of the released notebooks and of the reports (150 steps); 25 DDIM steps for the tiny ones."""
+        batch = {"tiny": 64}.get(preset, 2 if "upsampler" in part else 8)
+        if "upsampler" in part:
+            return cls("fast27", "ddpm" if "inpaint" in part else "ddim", 1.0, batch=batch)
+        steps, sampler = ("25", "ddim") if preset == "tiny" else ("150", "ddpm")
+        return cls(steps, sampler, 5.0 if "inpaint" in part else 3.0, batch=batch)
+
+
 @dataclass
 class Model:
-    """A network with what its weight file says about it."""
+    """A network with all that drawing with it takes."""
 
     denoiser: object
     config: unet.UNetConfig
     process: diffusion.DiffusionConfig
     size: int             # of its pictures
-    device: str
     tokenizer: object
-    difficulty: str       # what it was trained on: "single" or "full"
-    made: dict            # how: command, steps, minutes, seed
+    device: str = "cpu"
+    preset: str = "tiny"
+    difficulty: str = ""  # what a tiny one was trained on: "single" or "full"
+    made: dict = field(default_factory=dict)   # how: command, steps, minutes, seed
 
     @classmethod
-    def load(cls, path, device="cpu"):
+    def load(cls, path, device="cpu", dtype=torch.float32):
         """A model of a file that 08 wrote. Raises FileNotFoundError or ValueError, one line each."""
-        network, saved = unet.UNet.load(path).to(device), unet.read_weights(path)
+        network, saved = unet.UNet.load(path), unet.read_weights(path)
         try:
-            process = diffusion.DiffusionConfig(**saved["diffusion"])
-            return cls(upsample.denoiser_of(network, network.config, process), network.config, process,
-                       saved["size"], device, tokenizer.BPETokenizer(saved["tokenizer"]), saved["difficulty"], saved["made"])
+            process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
+            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype,
+                          difficulty=saved["difficulty"], made=saved["made"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} lacks what sampling needs ({e})") from None
+
+    @classmethod
+    def of(cls, network, process, size, tok, *, device="cpu", dtype=torch.float32, **facts):
+        """A model around a U-Net, whose input channels tell what kind it is."""
+        network = in_precision(network.to(device), dtype)
+        return cls(upsample.denoiser_of(network, network.config, process), network.config, process, size, tok,
+                   device, **facts)
+
+    @property
+    def part(self):
+        return PARTS[self.config.in_channels]
+
+    @property
+    def sampling(self):
+        return Sampling.of(self.preset, self.part)
 
     def encode(self, prompts):
         """Tokens and mask, [B, K] each, by name."""
         return guidance.encode(prompts, self.tokenizer, self.config.text.context, self.device)
 
 
-def draw_small(base, prompts, *, generator, scale=3.0, steps="25", sampler="ddim", watch=None):
-    """The base model's pictures [B, 3, S, S] in [-1, 1]. watch(x0, left) sees each predicted picture."""
-    process = diffusion.Diffusion.of(base.process, steps)
-    noise = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
-    walk = {"ddim": process.ddim_sample, "ddpm": process.ddpm_sample}[sampler]
-    return walk(guidance.classifier_free(base.denoiser, scale), noise, generator=generator,
-                x0_fn=watching(watch, len(process.timesteps)), **base.encode(prompts))
+def in_precision(network, dtype):
+    """Turn a U-Net to 16 bits, all but its last layer; float32 leaves it as it is.
 
-
-def enlarge(upsampler, low_res, prompts, *, generator, steps="fast27", watch=None):
-    """[B, 3, S, S] -> [B, 3, 4S, 4S], guided by nothing but the small picture and the prompt."""
-    process = diffusion.Diffusion.of(upsampler.process, steps)
-    return upsample.upsample(upsampler.denoiser, low_res, process=process, generator=generator,
-                             x0_fn=watching(watch, len(process.timesteps)), **upsampler.encode(prompts))
-
-
-def generate(prompt, *, base, upsampler, n=1, seed=0, watch=None, **options):
-    """A prompt becomes pictures: uint8 [n, 3, H, W]. The same seed gives the same pictures again.
-
-    base, upsampler  Models;  options  of draw_small: scale, steps, sampler
-    watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
+    The softmax and the norms' statistics are float32 inside torch's operators whatever comes in. Channels last in
+    memory: what a convolution's matrix product reads together then lies together.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tell = (lambda stage: lambda x0, left: watch(stage, x0, left)) if watch else lambda stage: None
-    small = draw_small(base, [prompt] * n, generator=generator, watch=tell("base"), **options)
-    large = enlarge(upsampler, small, [prompt] * n, generator=generator, watch=tell("upsampler"))
-    return train.to_bytes(large).cpu()
+    if dtype != torch.float32:
+        network.to(dtype).to(memory_format=torch.channels_last)
+        network.leave.float()
+    return network
 
 
-def watching(watch, steps):
-    """An x0_fn that changes nothing and counts down, or None."""
+def draw_small(base, prompts, *, generator, known=None, clip=None, watch=None, **how):
+    """The base model's pictures [B, 3, S, S] in [-1, 1].
+
+    generator  one, or a list of one for each picture;  known  a Known: draw only what it leaves open
+    clip       a Clip, for guide="clip";  watch(x0, left)  sees each predicted picture
+    how        changes of base.sampling: steps, sampler, scale, guide
+    """
+    how = replace(base.sampling, **how)
+    process = diffusion.Diffusion.of(base.process, how.steps)
+    x_T = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
+    given, x0_fn = drawing_around(known, base)
+    model, grad_fn = guidance.classifier_free(base.denoiser, how.scale), None
+    if how.guide == "clip":
+        model, grad_fn = base.denoiser, guidance.clip_guidance(clip.network, clip.embed(prompts), how.scale)
+    return getattr(process, f"{how.sampler}_sample")(
+        model, x_T, generator=generator, grad_fn=grad_fn, x0_fn=watching(watch, len(process.timesteps), x0_fn),
+        **{name: value.expand(len(x_T), -1, -1, -1) for name, value in given.items()}, **base.encode(prompts))
+
+
+def enlarge(upsampler, low_res, prompts, *, generator, known=None, watch=None, **how):
+    """[B, 3, S, S] -> [B, 3, 4S, 4S], guided by nothing but the small picture and the prompt."""
+    how = replace(upsampler.sampling, **how)
+    process = diffusion.Diffusion.of(upsampler.process, how.steps)
+    given, x0_fn = drawing_around(known, upsampler)
+    return upsample.upsample(upsampler.denoiser, low_res.to(upsampler.device), process=process, generator=generator,
+                             sampler=how.sampler, x0_fn=watching(watch, len(process.timesteps), x0_fn),
+                             **{name: value.expand(len(low_res), -1, -1, -1) for name, value in given.items()},
+                             **upsampler.encode(prompts))
+
+
+def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None, known=None, watch=None, large=None,
+             **how):
+    """A prompt becomes pictures: uint8 [n, 3, H, W]. The k-th picture depends on the seed and k alone.
+
+    base, upsampler, clip  a Model or Clip, or a function that loads one, which is then in memory while it works
+    candidates  so many small pictures are drawn; those n that fit the prompt best, says clip, are enlarged
+    watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
+    known  as for draw_small;  how, large  changes of the base model's and the upsampler's sampling
+    """
+    large = large or {}
+
+    def draw(model, places):
+        return draw_small(model, [prompt] * len(places), generator=dice(seed, "base", places), known=known,
+                          clip=opened(clip) if how.get("guide") == "clip" else None, watch=told(watch, "base"), **how)
+
+    def enlarge_some(model, places):
+        return enlarge(model, small[places], [prompt] * len(places), generator=dice(seed, "upsampler", places),
+                       known=known, watch=told(watch, "upsampler"), **large)
+
+    small = in_batches(draw, opened(base), candidates or n, how)
+    if candidates:
+        small = small[opened(clip).fit(small, [prompt] * candidates).argsort(descending=True)[:n].to(small.device)]
+    pictures = in_batches(enlarge_some, opened(upsampler), n, large)
+    if not torch.isfinite(pictures).all():
+        raise ValueError("the numbers grew beyond what 16 bits hold; --dtype float32 has room for them")
+    return train.to_bytes(pictures).cpu()
+
+
+def opened(model):
+    """A model, loaded now if it is a function that loads it."""
+    return model() if callable(model) else model
+
+
+def in_batches(draw, model, n, how):
+    """draw(model, places) for n pictures, as many at a time as the model's habit or `how` says: [n, 3, H, W]."""
+    size = replace(model.sampling, **how).batch
+    return torch.cat([draw(model, places) for places in batches(list(range(n)), size)])
+
+
+def dice(seed, stage, places):
+    """A source of random numbers for each picture of a stage: how many are drawn at a time changes nothing."""
+    return [torch.Generator().manual_seed(zlib.crc32(f"{seed} {stage} {k}".encode())) for k in places]
+
+
+def told(watch, stage):
+    return (lambda x0, left: watch(stage, x0, left)) if watch else None
+
+
+def watching(watch, steps, x0_fn=None):
+    """An x0_fn that does what another does, if any, and counts down."""
     left = itertools.count(steps - 1, -1)
 
-    def x0_fn(x0):
+    def watched(x0):
+        x0 = x0 if x0_fn is None else x0_fn(x0)
         watch(x0, next(left))
         return x0
-    return x0_fn if watch else None
+    return watched if watch else x0_fn
+
+
+# --- Drawing into a picture --------------------------------------------------------------------------
+
+@dataclass
+class Known:
+    """A picture of any size and its hole, as both models want them and as it comes back."""
+
+    picture: Image.Image    # RGB
+    hole: Image.Image       # L: white = draw here
+    small: int              # the base model's size
+
+    def at(self, size, device):
+        """-> the picture [1, 3, size, size] in [-1, 1] and its mask [1, 1, size, size], 1 = known."""
+        filter = Image.BOX if min(self.picture.size) >= size else Image.BICUBIC
+        picture = torch.from_numpy(np.array(self.picture.resize((size, size), filter))).permute(2, 0, 1)
+        mask = torch.from_numpy(np.array(self._mask((size, size)))) == 0
+        return picture[None].to(device) / 127.5 - 1, mask[None, None].to(device, torch.float32)
+
+    def _mask(self, size):
+        """White where half or more of a small pixel is to be drawn; larger ones are made of those, as squares."""
+        small = self.hole.resize((self.small, self.small), Image.BOX).point(lambda grey: 255 * (grey >= 128))
+        return small.resize(size, Image.NEAREST)
+
+    def put_back(self, drawn):
+        """A drawn picture, uint8 [3, H, W], at the known one's size, with the known pixels themselves: an image."""
+        page = Image.fromarray(drawn.permute(1, 2, 0).numpy()).resize(self.picture.size, Image.BICUBIC)
+        return Image.composite(page, self.picture, self._mask(self.picture.size))
+
+
+def drawing_around(known, model):
+    """-> what a model is shown of a Known, and the x0_fn that puts its known part into each predicted picture.
+
+    A model that was not trained to look is shown nothing, and draws around what is put in as well as it can (06).
+    """
+    if known is None:
+        return {}, None
+    image, mask = known.at(model.size, model.device)
+    given = {"inpaint_image": image, "inpaint_mask": mask} if "inpaint" in model.part else {}
+    return given, inpaint.replace_known(image, mask)
+
+
+# --- Which of them fits best? ------------------------------------------------------------------------
+
+@dataclass
+class Clip:
+    """A noised CLIP with its tokenizer."""
+
+    network: guidance.NoisedCLIP
+    tokenizer: object
+    device: str = "cpu"
+
+    @torch.no_grad()
+    def embed(self, prompts):
+        """-> unit vectors [B, E]"""
+        padded = (self.tokenizer.pad(self.tokenizer.encode(prompt), self.network.config.text.context) for prompt in prompts)
+        tokens, lengths = zip(*padded)
+        return self.network.text(torch.tensor(tokens, device=self.device), torch.tensor(lengths, device=self.device))
+
+    @torch.no_grad()
+    def fit(self, pictures, prompts):
+        """How well pictures [B, 3, S, S] without noise (t = 0) fit their prompts: [B], from -1 to 1."""
+        t = torch.zeros(len(pictures), dtype=torch.long, device=self.device)
+        return (self.network.image(pictures.to(self.device), t) * self.embed(prompts)).sum(1)
 
 
 # --- Measures ----------------------------------------------------------------------------------------
@@ -223,11 +392,19 @@ def load_openai(state_dict):
     returns     a denoiser taking tokens, mask and, by kind, low_res, inpaint_image, inpaint_mask
     Every key must be used and every shape must fit: ValueError otherwise.
     """
-    with refusing("a released GLIDE U-Net"):
+    network = released_unet(state_dict)
+    return upsample.denoiser_of(network, network.config)
+
+
+def released_unet(state_dict):
+    """The U-Net of a released checkpoint, without the inputs that `load_openai` puts around it."""
+    what = "a released GLIDE U-Net"
+    with refusing(what):
         config = config_from_shapes({key: tuple(value.shape) for key, value in state_dict.items()})
-    model = unet.UNet(config)
-    take_over(model, state_dict, released_names(config), "a released GLIDE U-Net")
-    return upsample.denoiser_of(model.eval(), config)
+        with torch.device("meta"):       # weights come from the file: none are made to be thrown away
+            network = unet.UNet(config)
+    take_over(network, state_dict, released_names(config), what)
+    return network.eval()
 
 
 @contextmanager
@@ -251,7 +428,7 @@ def take_over(model, state_dict, names, what, heads=1):
         if not weights[ours].is_floating_point() or weights[ours].shape != own[ours].shape:
             raise ValueError(f"{' and '.join(parts)}: {weights[ours].dtype} {list(weights[ours].shape)} where "
                              f"{list(own[ours].shape)} was expected")
-    model.load_state_dict(weights)
+    model.load_state_dict({ours: value.float() for ours, value in weights.items()}, assign=True)
 
 
 def joined(parts, heads):
@@ -322,7 +499,8 @@ def load_openai_clip(image_sd, text_sd):
     with refusing(what):
         shapes = ({key: tuple(value.shape) for key, value in tower.items()} for tower in (image_sd, text_sd))
         config = clip_config_from_shapes(*shapes)
-        clip = guidance.NoisedCLIP(config)
+        with torch.device("meta"):
+            clip = guidance.NoisedCLIP(config)
     for tower, state_dict, heads in (clip.picture, image_sd, config.heads), (clip.caption, text_sd, config.text.heads):
         take_over(tower, state_dict, released_tower_names(tower), what, heads)
     return clip.eval()
@@ -340,13 +518,15 @@ def export_openai_clip(clip):
 # The method ends here. Below: the command line.
 # ======================================================================================================
 
-def check_prompt(prompt, difficulty):
+def check_prompt(prompt, model):
     """Raises ValueError, one line, for a prompt that these weights cannot know how to draw."""
     if not prompt.strip():
         raise ValueError('the prompt is empty; try "a red heart above a blue umbrella"')
+    if model is None or model.preset != "tiny":
+        return
     scene = tokenizer.Scene.parse(prompt)
     strange = [thing.noun for thing in scene.things if thing.noun not in tokenizer.EASY_NOUNS]
-    if difficulty == "single" and (scene.kind != "single" or strange):
+    if model.difficulty == "single" and (scene.kind != "single" or strange):
         raise ValueError(f"these weights were trained on single things only ({', '.join(tokenizer.EASY_NOUNS)}); "
                          f"{prompt!r} asks for more")
 
@@ -374,6 +554,39 @@ def save_picture(image, path):
         partial.unlink(missing_ok=True)
 
 
+def read_picture(path, mode):
+    """A picture file as an image of mode "RGB" or "L", upright; what is transparent becomes white in RGB and
+    nothing to draw (black) in L. ValueError, one line, for what is no single picture."""
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{path} holds {image.n_frames} pictures; save the one that is meant by itself")
+            image = ImageOps.exif_transpose(image)
+            image.load()
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as e:
+        raise ValueError(f"{path} is no picture that can be read ({type(e).__name__})") from None
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read as a picture: {e.strerror or e}") from None
+    if image.mode.startswith("I"):                         # 16 bits of grey
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if mode == "RGB" else "black"), image)
+    return image.convert(mode)
+
+
+def read_known(args, small):
+    """--image and --mask as a Known; None without them."""
+    if args.image is None and args.mask is None:
+        return None
+    if args.image is None or args.mask is None:
+        raise ValueError("--image and --mask belong together: a picture, and one of where to draw (white)")
+    known = Known(read_picture(args.image, "RGB"), read_picture(args.mask, "L"), small)
+    if known.at(small, "cpu")[1].all():
+        raise ValueError(f"{args.mask} leaves nothing to draw: white is where it shall draw, and there is none")
+    return known
+
+
 class Watch:
     """The progress line, and the predicted pictures that become the strip."""
 
@@ -382,7 +595,8 @@ class Watch:
 
     def __call__(self, stage, x0, left):
         total = self.total.setdefault(stage, left + 1)
-        self.frames[stage].append(train.to_bytes(x0[0].detach().clamp(-1, 1)).cpu())
+        if len(self.frames[stage]) < total:                # of the first picture only
+            self.frames[stage].append(train.to_bytes(x0[0].detach().clamp(-1, 1)).cpu())
         size = "×".join(map(str, x0.shape[2:]))
         if sys.stderr.isatty():
             done = (total - left) * 24 // total
@@ -406,18 +620,31 @@ class Watch:
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description="A prompt becomes a picture.", allow_abbrev=False,
-                                     epilog=f"Its language: {tokenizer.vocabulary()}")
+                                     epilog=f"The language of the tiny weights: {tokenizer.vocabulary()}")
     add = parser.add_argument
     add("prompt", nargs="?", help='such as "a red heart above a blue umbrella"')
+    add("--preset", default="tiny", choices=("tiny", "filtered", "paper"),
+        help="tiny: the weights in lessons/weights (default); filtered: OpenAI's; paper: nobody has published any")
     add("--n", type=train.positive, help="how many pictures (default 1; with --measure captions of each kind, 300)")
     add("--seed", type=train.seed, help="the same seed gives the same pictures (default: another one each time)")
-    add("--scale", type=finite, default=3.0, help="guidance: 1 is the model as trained, more insists (default 3)")
-    add("--steps", default="25", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default 25)")
-    add("--sampler", default="ddim", choices=("ddim", "ddpm"))
+    add("--scale", type=finite, help="guidance: 1 is the model as trained, more insists (default 3, inpainting 5)")
+    add("--guide", default="free", choices=("free", "clip"), help="by the model itself (default), or by a noised CLIP")
+    add("--steps", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default: tiny 25, else 150)")
+    add("--sampler", choices=("ddim", "ddpm", "dpm"), help="of the base model (default: tiny ddim, else ddpm)")
+    add("--upsampler-steps", default="fast27", help="likewise (default fast27)")
+    add("--image", type=Path, help="a picture to draw into, where --mask is white")
+    add("--mask", type=Path, help="white = draw here, black = leave as it is; any size")
+    add("--candidates", type=train.positive, help="with --rerank: draw so many small pictures (default 16) …")
+    add("--rerank", action="store_true", help="… and enlarge those --n that a noised CLIP finds fit best")
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
-    add("--weights", type=Path, default=WEIGHTS, help="folder of base.pt, upsampler.pt and judges")
+    add("--weights", type=Path, default=WEIGHTS, help="folder of the tiny base.pt, upsampler.pt and judges")
+    add("--random-weights", action="store_true", help="draw noise with weights that know nothing: does it run here?")
     add("--measure", action="store_true", help="no picture: how many captions come out right")
     add("--device", type=train.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: 16 bits for the large presets where they are fast")
+    add("--batch", type=train.positive, help="pictures at a time (default: tiny 64, else 8 and 2); fewer need less memory")
+    add("--keep", action="store_true", help="hold all weights in memory, not one model's at a time")
     return parser.parse_args(argv)
 
 
@@ -429,8 +656,8 @@ def finite(text):
 
 def target(args):
     """Where the picture goes; refuses early what could not be written, and what would overwrite."""
-    name = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:80]
-    out = args.out or OUTPUTS / f"{name}-{args.seed}.png"
+    name = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:80] or "picture"
+    out = args.out or free_name(OUTPUTS / f"{name}-{args.seed}.png")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
     for path in (out, strip_of(out)):
@@ -443,47 +670,134 @@ def target(args):
     return out
 
 
+def free_name(path):
+    """The path, or with -2, -3, … at its end if there is such a file: the same prompt and seed can be drawn in
+    other ways."""
+    names = itertools.chain([path], (path.with_name(f"{path.stem}-{k}.png") for k in itertools.count(2)))
+    return next(name for name in names if not name.exists() and not strip_of(name).exists())
+
+
 def strip_of(out):
     """Where the steps on the way to a picture go."""
     return out.with_name(out.stem + "-steps.png")
 
 
-def load_both(folder, device):
-    """The base model and the upsampler of a folder; ValueError for one in the other's place."""
-    models = []
-    for name, channels in ("base", 3), ("upsampler", 6):
-        models.append(Model.load(folder / f"{name}.pt", device))
-        if (got := models[-1].config.in_channels) != channels:
-            raise ValueError(f"{folder / name}.pt takes {got} input channels; the {name}'s are {channels}")
-    return models
+def dtype_of(args):
+    """The numbers to compute with: 16 bits where they are fast and the model is large enough to gain by them."""
+    if args.dtype != "auto":
+        return getattr(torch, args.dtype)
+    if args.preset == "tiny":
+        return torch.float32
+    if train.has_fast_bf16(args.device):
+        return torch.bfloat16
+    return torch.float16 if torch.device(args.device).type == "cuda" else torch.float32
+
+
+def load_tiny(args, name):
+    """base.pt or upsampler.pt of the folder; ValueError for one in the other's place."""
+    path = args.weights / f"{name}.pt"
+    model = Model.load(path, args.device, dtype_of(args))
+    if model.part != name:
+        raise ValueError(f"{path} is a model of kind {model.part}; a model of kind {name} was expected")
+    return model
+
+
+def load_random(args, part):
+    """A model or CLIP of a preset's size that knows nothing. Its tokenizer knows bytes only."""
+    torch.manual_seed(0)
+    if part == "clip":
+        return Clip(guidance.NoisedCLIP(guidance.CLIP[args.preset]).to(args.device).eval(), tokenizer.CLIPTokenizer([]),
+                    args.device)
+    preset = train.PRESETS[args.preset][part]
+    with torch.device("meta"):
+        network = unet.UNet(preset.unet).to(dtype_of(args)).eval()
+    network.to_empty(device=args.device)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    return Model.of(network, preset.diffusion, preset.size, tokenizer.BPETokenizer([]), device=args.device,
+                    dtype=dtype_of(args), preset=args.preset)
+
+
+def load_released(args, folder, part):
+    """One of OpenAI's models, or their CLIP, out of the cache folder."""
+    files = {name: folder / entry.file for name, entry in RELEASED.items()}
+    if part == "clip":
+        clip = load_openai_clip(read_released(files["clip-image"]), read_released(files["clip-text"]))
+        return Clip(clip.to(args.device), tokenizer.CLIPTokenizer.from_file(files["clip-merges"]), args.device)
+    network = released_unet(read_released(files[part]))
+    preset, tok = train.PRESETS["filtered"][part], tokenizer.BPETokenizer.from_gpt2(files["merges"])
+    if network.config != preset.unet:
+        raise ValueError(f"{files[part]} is of another model than the released {part}; remove it and fetch it anew")
+    return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
+
+
+def loaders(args):
+    """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now."""
+    kinds = {"base": "base", "upsampler": "upsampler"}
+    if args.image is not None and args.preset != "tiny":
+        kinds = {"base": "inpaint", "upsampler": "inpaint-upsampler"}
+    if args.rerank or args.guide == "clip":
+        kinds["clip"] = "clip"
+    if args.random_weights:
+        load = partial(load_random, args)
+    elif args.preset == "tiny":
+        if "clip" in kinds:
+            raise ValueError("the tiny weights come without a CLIP; --preset filtered has one")
+        load = partial(load_tiny, args)
+    elif args.preset == "paper":
+        raise ValueError("nobody has published weights of the paper's size; --random-weights shows whether they would run")
+    else:
+        folder = args.cache or cache_folder()
+        needed = [*kinds.values(), "merges"] + ["clip-image", "clip-text", "clip-merges"] * ("clip" in kinds)
+        if trouble := missing([name for name in needed if name != "clip"], folder):
+            raise trouble
+        load = partial(load_released, args, folder)
+    loading = {name: partial(load, kind) for name, kind in kinds.items()}
+    return {name: lru_cache(load) for name, load in loading.items()} if args.keep or args.preset == "tiny" else loading
 
 
 def sample(args):
-    base, upsampler = load_both(args.weights, args.device)
-    check_prompt(args.prompt, base.difficulty)
-    diffusion.respace(base.process.steps, args.steps)   # an impossible walk is refused before any work
-    if args.seed is None:
-        args.seed = random.SystemRandom().randrange(10 ** 6)
+    if args.candidates and not args.rerank or args.rerank and (args.n or 1) > (args.candidates or 16):
+        raise ValueError("--candidates belongs to --rerank, and there must be at least as many as --n asks for")
+    check_prompt(args.prompt, None)
+    models = loaders(args)
+    if args.preset == "tiny" and not args.random_weights:
+        for name in ("base", "upsampler"):             # they are small: what is wrong with them is told at once
+            models[name] = models[name]()
+        check_prompt(args.prompt, models["base"])
+    steps = 1000
+    for spec in (args.steps or "1", args.upsampler_steps):
+        diffusion.respace(steps, spec)                   # an impossible walk is refused before any work
+    args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
+    known = read_known(args, train.PRESETS[args.preset]["base"].size)
     out, watch = target(args), Watch()
-    print(f"{args.prompt!r}, seed {args.seed}, scale {args.scale:g}, {args.sampler} {args.steps}")
-    pictures = generate(args.prompt, base=base, upsampler=upsampler, n=args.n or 1, seed=args.seed, watch=watch,
-                        scale=args.scale, steps=args.steps, sampler=args.sampler)
-    save_picture(sheet(pictures), out)
+    how = {name: value for name in ("scale", "steps", "sampler", "batch") if (value := getattr(args, name)) is not None}
+    large = {"steps": args.upsampler_steps} | ({"batch": args.batch} if args.batch else {})
+    print(", ".join([repr(args.prompt), f"seed {args.seed}", *(f"{name} {value}" for name, value in how.items())]))
+    pictures = generate(args.prompt, n=args.n or 1, seed=args.seed, watch=watch, known=known, large=large,
+                        guide=args.guide, candidates=(args.candidates or 16) if args.rerank else None, **models, **how)
+    if known is not None:
+        pictures = torch.stack([torch.from_numpy(np.array(known.put_back(p))).permute(2, 0, 1) for p in pictures])
+    zoomed = args.preset == "tiny" and known is None
+    save_picture(sheet(pictures, width=512 if zoomed else 1), out)
     save_picture(watch.strip(), strip_of(out))
     print(f"wrote {out}\n      {strip_of(out)}: what the model believed on the way")
 
 
 def measure(args):
     """Caption accuracy by kind beside the judge's ceiling, and the upsampler beside bicubic interpolation."""
-    base, upsampler = load_both(args.weights, args.device)
+    if args.preset != "tiny":
+        raise ValueError("only the tiny weights can be measured: their captions have a truth that can be checked")
+    base, upsampler = (load_tiny(args, name) for name in ("base", "upsampler"))
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS
-    print(f"base model, {base.size} pixels: scale {args.scale:g}, {args.sampler} {args.steps}, seed {seed}, n {n} a kind")
+    how = {name: value for name in ("scale", "steps", "sampler") if (value := getattr(args, name)) is not None}
+    usual = replace(base.sampling, **how)
+    print(f"base model, {base.size} pixels: scale {usual.scale:g}, {usual.sampler} {usual.steps}, seed {seed}, n {n} a kind")
     print(f"{'kind':<13}{'right':>7}   {'95% interval':<17}{'ceiling':>8}{'share of it':>13}")
     for kind in kinds:
-        right, n = caption_accuracy(base, judges[base.size], kind, n, seed=seed, scale=args.scale,
-                                    steps=args.steps, sampler=args.sampler)
+        right, n = caption_accuracy(base, judges[base.size], kind, n, seed=seed, **how)
         (low, high), (real, of) = train.wilson(right, n), judges[base.size].ceiling[kind]
         print(f"{kind:<13}{right / n:7.1%}   {low:.1%} to {high:<7.1%}  {real / of:8.1%}{right / n / (real / of):13.1%}")
     kind, count = kinds[0], min(n, 200)
@@ -500,6 +814,9 @@ def main(argv=None):
         if args.prompt is None and not args.measure:
             raise ValueError('what shall it draw? python 09_sample.py "a red heart above a blue umbrella"')
         measure(args) if args.measure else sample(args)
+    except torch.OutOfMemoryError:
+        print("09_sample.py: out of memory; try --batch 1, or --dtype bfloat16", file=sys.stderr)
+        return 2
     except (OSError, ValueError) as e:
         print(f"09_sample.py: {e}", file=sys.stderr)
         return 2
