@@ -15,14 +15,18 @@ GOLDEN = Path(__file__).parent / "golden"
 CONTEXT = {"a": (16, 96), "b": (24, 128)}   # model -> text context, vocabulary
 
 
-def uniform(name, shape):
-    """Values in [-1, 1), float32, row-major into shape."""
-    counter = (np.uint64(zlib.crc32(name.encode())) << np.uint64(32)) + np.arange(np.prod(shape), dtype=np.uint64)
-    z = counter + np.uint64(0x9E3779B97F4A7C15)   # unsigned arithmetic wraps, as splitmix64 wants
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(40)).astype(np.float64) / 2 ** 23 - 1).reshape(shape).astype(np.float32)
+def uniform(name, shape, piece=1 << 17):
+    """Values in [-1, 1), float32, row-major into shape; made in pieces that fit a processor's cache."""
+    values = np.empty(int(np.prod(shape)), np.float32)
+    start = np.uint64(zlib.crc32(name.encode())) << np.uint64(32)
+    for i in range(0, len(values), piece):
+        # unsigned arithmetic wraps, as splitmix64 wants
+        z = start + np.arange(i, min(i + piece, len(values)), dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        values[i:i + piece] = (z >> np.uint64(40)).astype(np.float64) / 2 ** 23 - 1
+    return values.reshape(shape)
 
 
 def weight(key, shape):
@@ -75,8 +79,8 @@ def denoiser(kind, model="a"):
     return import_module("09_sample").load_openai(state_dict(kind, model))
 
 
-def golden(key):
-    with np.load(GOLDEN / "small.npz") as answers:
+def golden(key, file="small.npz"):
+    with np.load(GOLDEN / file) as answers:
         return torch.from_numpy(np.array(answers[key]))
 
 
