@@ -68,13 +68,7 @@ RELEASED = {("base", "base"): "e0b1269b3127aecdcd9477e4ea58afa5e01dd08c2df243ab1
 @lru_cache
 def released_shapes(preset):
     """Our U-Net of a released size under the released names: {key: shape}."""
-    config = train.PRESETS["filtered"][preset].unet
-    names = sample.released_names(config)
-    with torch.device("meta"):                                               # shapes without memory
-        ours = unet.UNet(config).state_dict()
-    convolved = ("qkv.weight", "encoder_kv.weight", "proj_out.weight")       # 1×1 convolutions: [out, in, 1]
-    return {names[key]: (*value.shape, 1) if names[key].endswith(convolved) and "c_qkv" not in names[key]
-            else tuple(value.shape) for key, value in ours.items()}
+    return sample.released_shapes(train.PRESETS["filtered"][preset].unet)
 
 
 @pytest.mark.parametrize("released, preset", RELEASED)
