@@ -464,7 +464,7 @@ def shapes_inside(path):
     """{key: shape} of the state dict in a file, whose pickled part may name tensors and nothing else.
 
     Raises ValueError for any other file and for a damaged one. torch writes zip archives with a checksum of every
-    tensor's bytes, but does not look at it when it loads; `testzip` does, a second or two for a gigabyte. With
+    tensor's bytes, but does not look at it when it loads; `testzip` does, about a second for a gigabyte. With
     mmap only the keys are read after that, and memory stays empty.
     """
     try:
