@@ -17,20 +17,32 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: base and upsampl
     python 09_sample.py "a red heart above a blue umbrella"     about five seconds
     python 09_sample.py "a small green star" --n 8 --seed 3 --scale 5 --steps 50 --sampler ddpm
     python 09_sample.py --measure                               some minutes: caption accuracy, with intervals
+    python 09_sample.py --preset filtered --fetch               OpenAI's base model and upsampler, about 3.1 GB
 """
 import argparse
+import errno
+import hashlib
+import http.client
 import itertools
 import math
+import os
 import random
 import re
+import shlex
+import shutil
 import sys
 import time
+import urllib.request
+import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -400,7 +412,7 @@ def released_unet(state_dict):
     """The U-Net of a released checkpoint, without the inputs that `load_openai` puts around it."""
     what = "a released GLIDE U-Net"
     with refusing(what):
-        config = config_from_shapes({key: tuple(value.shape) for key, value in state_dict.items()})
+        config = config_from_shapes(shapes_of(state_dict))
         with torch.device("meta"):       # weights come from the file: none are made to be thrown away
             network = unet.UNet(config)
     take_over(network, state_dict, released_names(config), what)
@@ -453,6 +465,18 @@ def export_openai(model):
     return {key: value for ours, ten in model.state_dict().items() for key, value in apart(ten, names[ours], 1).items()}
 
 
+def shapes_of(state_dict):
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
+def released_shapes(part):
+    """{key: shape} of a released file, by the name of its part, without filling memory."""
+    with torch.device("meta"):
+        if part in ("clip-image", "clip-text"):
+            return shapes_of(export_openai_clip(guidance.NoisedCLIP(guidance.CLIP["filtered"]))[part == "clip-text"])
+        return shapes_of(export_openai(unet.UNet(train.PRESETS["filtered"][part].unet)))
+
+
 # Their CLIP is two files, one a tower. The first lines of the table are a tower's own, the rest both have.
 INSIDE_TOWER = {
     "norm.weight": "output.ln.g", "norm.bias": "output.ln.b", "project.weight": "output.f.w", "positions": "input.w_pos"}
@@ -497,8 +521,7 @@ def load_openai_clip(image_sd, text_sd):
     """
     what = "the released noised CLIP"
     with refusing(what):
-        shapes = ({key: tuple(value.shape) for key, value in tower.items()} for tower in (image_sd, text_sd))
-        config = clip_config_from_shapes(*shapes)
+        config = clip_config_from_shapes(shapes_of(image_sd), shapes_of(text_sd))
         with torch.device("meta"):
             clip = guidance.NoisedCLIP(config)
     for tower, state_dict, heads in (clip.picture, image_sd, config.heads), (clip.caption, text_sd, config.text.heads):
@@ -640,6 +663,11 @@ def arguments(argv=None):
     add("--weights", type=Path, default=WEIGHTS, help="folder of the tiny base.pt, upsampler.pt and judges")
     add("--random-weights", action="store_true", help="draw noise with weights that know nothing: does it run here?")
     add("--measure", action="store_true", help="no picture: how many captions come out right")
+    add("--fetch", nargs="?", const="base", choices=GROUPS,
+        help="no picture: fetch released files: base model and upsampler (default), inpaint, clip, or all")
+    add("--cache", type=lambda text: Path(text).expanduser(),
+        help="folder of released files (default: $GLIDE_CACHE or ~/.cache/glide-readable)")
+    add("--mirror", metavar="URL", help="with --fetch: the address of a folder that holds copies of the files")
     add("--device", type=train.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
         help="auto: 16 bits for the large presets where they are fast")
@@ -808,12 +836,367 @@ def measure(args):
               f" {r['right']:.1%} ({low:.1%} to {high:.1%})")
 
 
+# --- Fetching what OpenAI released -------------------------------------------------------------------
+#
+# Nothing is fetched but by --fetch. One copy of each file lies in a cache folder, and a file of the right name there
+# is the right file: while it comes it is called otherwise, and it takes its name when it is whole and checked.
+#
+#     NAME.part ── all bytes that were announced ──► its check: keys and shapes, or SHA-256 ──► NAME
+#     NAME.part.txt    of which file the part is a part: its whole size and the server's name for this version (ETag)
+#
+# A transfer that is cut leaves its part. The next one asks for the rest (RFC 9110, section 14) and may be told
+#
+#     206  here is the rest                        of the same file: it is appended. Of another: begin again
+#     200  here is all of it                       the server knows no parts: begin again
+#     416  the file has no such byte               it has become shorter: begin again
+#
+# What a server, a network or a disk can do beyond that becomes one line that says what to do.
+
+AZURE = "https://openaipublic.blob.core.windows.net"
+TIMEOUT = 30   # seconds of silence after which a server is given up; a slow one that goes on sending is not
+
+
+@dataclass(frozen=True)
+class Published:
+    """One file that can be fetched."""
+
+    file: str          # its name, there and in the cache
+    source: str        # the address of its folder
+    size: int          # in bytes; of weights about: 4 for each parameter, float32
+    check: Callable    # check(path) raises ValueError, one line, for a file that is not this one
+
+
+def read_released(path):
+    """The state dict in a file of OpenAI's, its numbers read as they are needed; ValueError if it holds none. Runs
+    nothing that the file says."""
+    try:
+        # torch's files are zip archives, with a checksum of each tensor. torch does not look at those; this does.
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"damaged at {damaged}")
+        weights = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+        shapes_of(weights)
+        return weights
+    except OSError:
+        raise
+    except Exception as e:   # torch.load fails in many ways on bytes that are not its own
+        raise ValueError(f"{path} holds no weights, or is damaged ({type(e).__name__})") from None
+
+
+def check_shapes(path, part):
+    """Raises ValueError unless a file holds this part of the released models: every key, every shape."""
+    expected, found = released_shapes(part), shapes_of(read_released(path))
+    if odd := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
+        raise ValueError(f"it holds another model ({len(odd)} keys or shapes differ, {odd[0]!r} for one)")
+
+
+def check_hash(path, sha256):
+    """Raises ValueError unless a file is this one to the last bit."""
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        raise ValueError(f"its SHA-256 begins {found[:8]}, not {sha256[:8]}")
+
+
+def _weights(part, file, parameters):
+    return Published(file, f"{AZURE}/diffusion/dec-2021", 4 * parameters, partial(check_shapes, part=part))
+
+
+RELEASED = {
+    "merges": Published("vocab.bpe", f"{AZURE}/gpt-2/encodings/main", 456_318, partial(
+        check_hash, sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")),
+    "base": _weights("base", "base.pt", 385_030_726),
+    "upsampler": _weights("upsampler", "upsample.pt", 398_361_286),
+    "inpaint": _weights("inpaint", "base_inpaint.pt", 385_037_638),
+    "inpaint-upsampler": _weights("inpaint-upsampler", "upsample_inpaint.pt", 398_368_198),
+    "clip-merges": Published("bpe_simple_vocab_16e6.txt.gz", "https://openaipublic.azureedge.net/clip", 1_356_917, partial(
+        check_hash, sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a")),
+    "clip-image": _weights("clip-image", "clip_image_enc.pt", 86_443_776),
+    "clip-text": _weights("clip-text", "clip_text_enc.pt", 71_679_488),
+}
+GROUPS = {   # what --fetch names; the small file first, so that what goes wrong goes wrong early
+    "base": ("merges", "base", "upsampler"),
+    "inpaint": ("merges", "inpaint", "inpaint-upsampler"),
+    "clip": ("clip-merges", "clip-image", "clip-text"),
+    "all": tuple(RELEASED),
+}
+
+
+def cache_folder():
+    """Where released files lie unless --cache says otherwise. (The tests of 01 look there for the merge lists.)"""
+    return Path(os.environ.get("GLIDE_CACHE") or "~/.cache/glide-readable").expanduser()
+
+
+def amount(size):
+    """A number of bytes for people: 456 kB, 1.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.1f} {unit}" if size < 10 and unit != "bytes" else f"{size:.0f} {unit}"
+
+
+def missing(names, folder):
+    """What the folder lacks of RELEASED's entries of these names: a ValueError to raise, or None.
+
+    Its one line says what is missing, how large it is, and the command that fetches it.
+    """
+    lacking = [RELEASED[name] for name in names if not (folder / RELEASED[name].file).is_file()]
+    if not lacking:
+        return None
+    group = next(group for group in GROUPS if set(names) <= set(GROUPS[group]))
+    command = "python 09_sample.py --preset filtered --fetch" + (f" {group}" if group != "base" else "")
+    if folder != cache_folder():
+        command += f" --cache {shlex.quote(str(folder))}"
+    files = ", ".join(f"{entry.file} ({amount(entry.size)})" for entry in lacking)
+    total = amount(sum(entry.size for entry in lacking))
+    return ValueError(f"{folder} lacks {files}; to fetch them, about {total} in all: {command}")
+
+
+def fetch(entry, folder, *, url=None, show=None):
+    """A published file's path in a folder; it is fetched unless it is there.
+
+    url   of the file, where that is not OpenAI's;   show(have, total)  is told of every piece, in bytes
+    Raises ValueError, one line that says what to do. What came before is kept in NAME.part for the next time.
+    """
+    path, part, url = folder / entry.file, folder / f"{entry.file}.part", url or f"{entry.source}/{entry.file}"
+    if os.path.lexists(path):
+        check(entry, path, f"{path} is no {entry.file}", "remove it, and the same command fetches it anew")
+        return path
+    if not re.fullmatch("https?://[!-~]+", url) or not urlsplit(url).hostname:
+        raise ValueError(f"{url!r} is no address to fetch from; it should begin with https:// and a server's name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            receive(url, part, show or Progress(entry.file))
+            accept(entry, part, url)
+    except OSError as e:       # of the disk: those of the network have become ValueErrors where they arose
+        raise ValueError(disk_trouble(e, folder) + kept(part)) from None
+    except ValueError as e:
+        raise ValueError(f"{e}{kept(part)}") from None
+    return path
+
+
+def check(entry, path, accusation, advice):
+    """An entry's check of a file, with a message that says whose fault it is and what to do."""
+    try:
+        entry.check(path)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{accusation}: {e}; {advice}") from None
+
+
+def accept(entry, part, url):
+    """A part with all its bytes takes the file's name, or goes: more of them would not mend it."""
+    try:
+        check(entry, part, f"{url} is no {entry.file}", "nothing of it was kept; try again, or another --mirror")
+        os.replace(part, part.with_name(entry.file))   # in one step: nobody ever sees half a file of that name
+    except ValueError:
+        part.unlink()
+        raise
+    finally:
+        if not part.exists():
+            note_of(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder):
+    """One fetch at a time in a folder: two that append to one part would spoil it.
+
+    The lock is on the folder itself and ends with the process, however that ends: no stale lock is ever in the way.
+    """
+    try:
+        import fcntl
+    except ImportError:        # Windows, which by itself renames no file that another program has open
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another fetch is writing to {folder}: wait until it has ended") from None
+        except OSError:        # some network drives have no locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def note_of(part):
+    """The path of the line that says of what a part is a part."""
+    return part.with_name(f"{part.name}.txt")
+
+
+def size_of(path):
+    """In bytes; 0 for a file that is not there."""
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def kept(part):
+    """The end of a message: what the next fetch can build on."""
+    have = size_of(part)
+    return f"; {part.name} keeps the first {amount(have)}, and the same command goes on from there" if have else ""
+
+
+def receive(url, part, show):
+    """The bytes of a file into its part, less those that are there. Returns when all are; else ValueError or OSError."""
+    have = size_of(part)
+    note = note_of(part).read_text(encoding="utf-8") if have and note_of(part).exists() else ""
+    if note.partition(" ")[0] == str(have):   # all came the last time, which ended before it was checked
+        return
+    reply, begin, total, version = ask(url, have, note)
+    with reply:
+        pieces = chunks(reply, url)
+        first = next(pieces, b"")
+        # Everything that could be wrong is looked at before a byte of what is there is overwritten.
+        refuse_page(reply, first if begin == 0 else b"")
+        if (free := shutil.disk_usage(part.parent).free) < total - have:
+            raise ValueError(f"{part.parent} has room for {amount(free)} and {amount(total - have)} are still to come: "
+                             "free some, or choose another folder with --cache")
+        write(itertools.chain([first], pieces), part, begin, partial(show, total=total), version)
+    if size_of(part) != total:
+        raise ValueError(f"the connection to {urlsplit(url).hostname} was cut after {amount(size_of(part))} "
+                         f"of {amount(total)}")
+
+
+def refuse_page(reply, first):
+    """Raises ValueError for a page to look at. Login pages of networks come so: with status 200, whatever was asked."""
+    begins = first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]            # after what may stand before a page's first "<"
+    if "html" in reply.headers.get_content_type() or begins == b"<":
+        raise ValueError(f"{reply.url} is a web page and not the file; open it in a browser: it may be the "
+                         "login page of this network, or --mirror is not the folder of the files")
+
+
+def write(pieces, part, begin, show, version):
+    """Pieces after the first `begin` bytes of a part, and the note beside it."""
+    with open(part, "ab") as file:
+        file.truncate(begin)
+        note_of(part).write_text(version, encoding="utf-8")
+        show(begin)
+        for piece in pieces:
+            file.write(piece)
+            show(begin := begin + len(piece))
+        file.flush()
+        os.fsync(file.fileno())   # on the disk before it gets its name: a power cut must not leave an empty file
+
+
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Goes where a server sends it, but never from https to what anyone on the way could change."""
+
+    def redirect_request(self, request, *rest):
+        schemes = urlsplit(request.full_url).scheme, urlsplit(rest[-1]).scheme
+        if schemes[1] != "https" and schemes != ("http", "http"):
+            raise ValueError(f"{request.full_url} leads on to {rest[-1]}, which is not safe: try another --mirror")
+        return super().redirect_request(request, *rest)
+
+
+def ask(url, have, note):
+    """A server's reply that brings a file from byte `have` on, or else from its beginning.
+
+    -> (reply, the place of its first byte, size of the whole file, version: the note for the next time)
+    """
+    opener = urllib.request.build_opener(SafeRedirects)
+    for begin in dict.fromkeys((have, 0)):
+        request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+        try:
+            reply = opener.open(request, timeout=TIMEOUT)
+        except (OSError, http.client.HTTPException) as e:
+            if begin and getattr(e, "code", None) == 416:
+                continue
+            raise ValueError(network_trouble(e, url)) from None
+        first, total = span(reply)
+        version = f"{total} {reply.headers.get('ETag', '')}"
+        # Without a note, the part came from elsewhere; should it be of another file, the check at the end will tell.
+        if first == 0 or first == begin and note in ("", version):
+            return reply, first, total, version
+        reply.close()   # the rest of another file, or not the rest
+    raise ValueError(f"{url} comes without its size, or not from its beginning: try another --mirror")
+
+
+def span(reply):
+    """Where a reply's bytes begin and how many the whole file has; (None, None) where it does not say.
+
+    Without a size a transfer that was cut would look like a whole one.
+    """
+    if reply.status == 206:
+        said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers.get("Content-Range", ""))
+        first, last, total = map(int, said.groups()) if said else (0, 0, 0)
+        return (first, total) if last + 1 == total else (None, None)
+    length = reply.headers.get("Content-Length", "")
+    return (0, int(length)) if length.isdecimal() else (None, None)
+
+
+def chunks(reply, url):
+    """A reply's bytes, a quarter of a megabyte at a time. A cut is the end, or a ValueError: both happen."""
+    try:
+        while piece := reply.read(1 << 18):
+            yield piece
+    except (OSError, http.client.HTTPException) as e:
+        raise ValueError(network_trouble(e, url)) from None
+
+
+def network_trouble(error, url):
+    """What went wrong on the way and what to do, in one line."""
+    host, reason, status = urlsplit(url).hostname, getattr(error, "reason", error), getattr(error, "code", None)
+    if status in (404, 410):
+        return f"{url} is not there (status {status}): the files have moved, or --mirror names the wrong folder"
+    if status and status < 400:
+        return f"{url} leads in circles, or to no web address (status {status}): try another --mirror"
+    if status:
+        return f"{host} refused {url} (status {status} {http.client.responses.get(status, '')}): try again later"
+    if isinstance(reason, TimeoutError):
+        return f"{host} has been silent for {TIMEOUT:g} seconds: try again later"
+    if isinstance(error, URLError):
+        return f"cannot reach {host} ({' '.join(str(reason).split())}): is this machine online?"
+    return f"the connection to {host} was cut ({type(error).__name__}): try again"
+
+
+def disk_trouble(error, folder):
+    """What went wrong here and what to do, in one line."""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):   # no space, or no more for this user
+        return f"the disk of {folder} is full: free some room, or choose another folder with --cache"
+    return f"cannot write to {folder} ({error.strerror or error}): choose another folder with --cache or GLIDE_CACHE"
+
+
+class Progress:
+    """How far a transfer is, on stderr: on a terminal one line that is rewritten, elsewhere a line every ten seconds."""
+
+    def __init__(self, name):
+        self.name, self.start, self.begin, self.told = name, None, 0, 0.0
+
+    def __call__(self, have, total):
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if self.start is None:                     # what an earlier transfer brought says nothing of this one's speed
+            self.start, self.begin, self.told = now, have, now
+        last = terminal and have == total          # elsewhere the command's own line is the last
+        if not last and now - self.told < (0.1 if terminal else 10):
+            return
+        self.told, rate = now, max(have - self.begin, 1) / max(now - self.start, 1e-3)
+        left = int((total - have) / rate)
+        line = f"{self.name}: {have / 1e6:,.1f} of {total / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s, {left // 60}:{left % 60:02d} left"
+        # The cursor returns to the line's beginning: whatever is said next, a refusal too, takes the line's place.
+        print(f"{line:<78}" if terminal else line, end="\r" if terminal and not last else "\n", file=sys.stderr, flush=True)
+
+
+def fetch_command(args):
+    """--fetch: the files of a group, one after the other. The first that fails ends it; those before it stay."""
+    folder = args.cache or cache_folder()
+    for name in GROUPS[args.fetch]:
+        entry = RELEASED[name]
+        known = "was there, whole" if os.path.lexists(folder / entry.file) else "fetched and checked"
+        path = fetch(entry, folder, url=args.mirror and f"{args.mirror.rstrip('/')}/{entry.file}")
+        print(f"{path}: {known}", flush=True)
+
+
 def main(argv=None):
     args = arguments(argv)
     try:
-        if args.prompt is None and not args.measure:
+        if args.mirror and not args.fetch:
+            raise ValueError("--mirror says where to fetch from; it goes with --fetch")
+        if args.prompt is None and not args.measure and not args.fetch:
             raise ValueError('what shall it draw? python 09_sample.py "a red heart above a blue umbrella"')
-        measure(args) if args.measure else sample(args)
+        command = fetch_command if args.fetch else measure if args.measure else sample
+        command(args)
     except torch.OutOfMemoryError:
         print("09_sample.py: out of memory; try --batch 1, or --dtype bfloat16", file=sys.stderr)
         return 2
@@ -821,7 +1204,8 @@ def main(argv=None):
         print(f"09_sample.py: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        print("\nstopped; " + ("the same command goes on from here" if args.fetch else "nothing was written"),
+              file=sys.stderr)
         return 130
     return 0
 
