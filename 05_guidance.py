@@ -13,10 +13,20 @@ s = 0 ignores the prompt, s = 1 is the model as trained, s = 3 is GLIDE's habit:
 caption the same way, at the price of variety. Nothing is trained for it and nothing in the samplers
 changes: guidance is a function from a denoiser to a denoiser.
 
-It adds to 04: the prompt's loudness. It leaves out: guidance by CLIP's gradient.
+GLIDE compares it with an older way: a second network, a *noised CLIP*, that says how well a noisy picture
+fits a caption, and whose gradient pulls every step towards a better fit:
+
+    x_t, t ──► picture tower ──► f ─┐
+                                    ├─► 100·f·g ──► ∇ with respect to x_t ──► grad_fn of the samplers (04)
+    caption ─► text tower ────► g ──┘
+
+People preferred the first. CLIP alone prefers the second, which was made to please it [GLIDE section 5].
+
+It adds to 04: the prompt's loudness. It leaves out: the training of a noised CLIP.
 
 Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 3.2; they write
-(1+w)·ε_c - w·ε_∅, so s = 1 + w); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (sections 2.3 and 5: s is 3).
+(1+w)·ε_c - w·ε_∅, so s = 1 + w); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (sections 2.3, 2.4, 4.4 and 5: s is
+3); [C] CLIP, Radford et al. 2021, arXiv 2103.00020 (section 2).
 
     python 05_guidance.py       about ten seconds: what guidance does to a distribution one can plot, then
                                 one prompt drawn at scales 0, 1, 3 and 8; a picture in outputs/
@@ -66,6 +76,10 @@ def classifier_free(model, scale):
 
 
 # --- Noised CLIP ---------------------------------------------------------------------------------------
+
+# Two Transformers meet in one space: a caption's vector and its picture's point the same way, so their product
+# is large. An ordinary CLIP has never seen noise, and its gradient on a half-drawn picture is noise too: this one
+# was trained on pictures at every step of the diffusion, and is told the step.
 
 @dataclass(frozen=True)
 class CLIPConfig:
