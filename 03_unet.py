@@ -274,8 +274,12 @@ class UNet(nn.Module):
     @classmethod
     def load(cls, path):
         """The U-Net of a weight file, in eval mode and float32. Raises as `read_weights`."""
+        return cls.out_of(read_weights(path), path)
+
+    @classmethod
+    def out_of(cls, saved, path):
+        """The same, of what `read_weights` has read from path."""
         # The file holds its own config, so nobody has to remember the sizes a model was trained with.
-        saved = read_weights(path)
         try:
             model = cls(UNetConfig(**{**saved["config"], "text": TextConfig(**saved["config"]["text"])}))
             model.load_state_dict(saved["weights"])

@@ -208,7 +208,8 @@ def trained(name, wrap=lambda network: network):
     name  "base" or "upsampler", a file in lessons/weights; wrap gives the network its further inputs (07)
     """
     path = unet.WEIGHTS / f"{name}.pt"
-    network, saved = unet.UNet.load(path), unet.read_weights(path)
+    saved = unet.read_weights(path)
+    network = unet.UNet.out_of(saved, path)
     process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
     return (diffusion.answers_eps(wrap(network), process), process,
             lambda captions: encode(captions, tok, network.config.text.context))

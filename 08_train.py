@@ -535,7 +535,7 @@ def save_curve(log, path):
     figure, ax = plt.subplots(figsize=(7, 4))
     ax.plot(steps, losses, color="0.8", linewidth=0.8, label="one batch")
     ax.plot(steps[window - 1:], mean, color="tab:blue", label=f"mean of {window}")
-    ax.set(xlabel="step", ylabel="loss", yscale="log", title="The loss falls quickly, then slowly; captions come late")
+    ax.set(xlabel="step", ylabel="loss", yscale="log", title="The loss of every batch, and its running mean")
     ax.grid(alpha=0.3)
     ax.legend()
     figure.tight_layout()
@@ -673,6 +673,7 @@ def main(argv=None):
             if name not in ("model", "out", "resume") and value != arguments([args.model]).__dict__[name]}
     facts = {"command": " ".join(["python 08_train.py", args.model, *(f"--{k} {v}" for k, v in said.items())])}
     try:
+        check_options(args, said, out)
         out.mkdir(parents=True, exist_ok=True)
         if args.model == "judge":
             save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
@@ -685,6 +686,17 @@ def main(argv=None):
         print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
+
+
+def check_options(args, said, out):
+    """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
+    for name in said:
+        if name in {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop")}.get(args.model, ("size",)):
+            raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
+    if args.resume and args.model == "judge":
+        raise ValueError("a judge is trained in one go; leave --resume out")
+    if not args.resume and (out / "checkpoint.pt").exists():
+        raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
 
 
 def refuse(error):

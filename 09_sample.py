@@ -103,7 +103,8 @@ class Model:
     @classmethod
     def load(cls, path, device="cpu", dtype=torch.float32):
         """A model of a file that 08 wrote. Raises FileNotFoundError or ValueError, one line each."""
-        network, saved = unet.UNet.load(path), unet.read_weights(path)
+        saved = unet.read_weights(path)
+        network = unet.UNet.out_of(saved, path)
         try:
             process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
             return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype,

@@ -609,6 +609,21 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capfd, mo
     assert len(lines) == 1 and lines[0].startswith("08_train.py:") and str(tmp_path / "file") in lines[0], lines
 
 
+@pytest.mark.parametrize("argv", [["judge", "--world", "full"], ["judge", "--batch", 4], ["judge", "--resume"],
+                                  ["--crop", 64], ["base", "--size", 32], ["upsampler", "--size", 64]])
+def test_an_option_is_never_passed_over_in_silence(argv, tmp_path, capfd):
+    lines = refused([*argv, "--out", tmp_path / "run"], capfd)
+    assert len(lines) == 1 and next(word for word in argv if str(word).startswith("--")) in lines[0], lines
+    assert not (tmp_path / "run").exists(), "refused before anything is made"
+
+
+def test_a_run_is_not_written_over(undisturbed, tmp_path, capfd):
+    (tmp_path / "checkpoint.pt").write_bytes(b"days of work")
+    lines = refused(["--steps", 2, "--batch", 2, "--out", tmp_path], capfd)
+    assert len(lines) == 1 and "holds a run already" in lines[0] and "--resume" in lines[0], lines
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"days of work"
+
+
 def test_nothing_to_resume_is_refused(tmp_path, capfd):
     lines = refused(["--resume", "--steps", 3, "--batch", 2, "--out", tmp_path / "empty"], capfd)
     assert len(lines) == 1 and "checkpoint.pt" in lines[0], lines
