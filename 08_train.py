@@ -78,14 +78,15 @@ class TrainConfig:
 class ModelPreset:
     """One trainable model: its network, its process, its picture size and its training."""
 
-    unet: unet.UNetConfig
+    network: unet.UNetConfig | guidance.CLIPConfig
     diffusion: diffusion.DiffusionConfig
     size: int
     train: TrainConfig
 
 
 def _preset(name, sizes, train, upsampler_train):
-    """The base model and the upsampler of a preset, and their inpainting variants with four more channels."""
+    """The models of a preset: base, upsampler, their inpainting variants with four more channels, and a noised
+    CLIP, if there are sizes for one. (A CLIP is two files when released: with it, a preset has all six.)"""
     def models(part, size, train):
         net = unet.UNET[name + part]
         yield "", ModelPreset(net, diffusion.DIFFUSION[name + part], size, train)
@@ -94,7 +95,9 @@ def _preset(name, sizes, train, upsampler_train):
 
     base = {kind or "base": m for kind, m in models("", sizes[0], train)}
     large = {f"{kind}-upsampler".strip("-"): m for kind, m in models("-upsampler", sizes[1], upsampler_train)}
-    return base | large
+    clip = {"clip": ModelPreset(guidance.CLIP[name], diffusion.DIFFUSION[name], sizes[0], train)
+            for name in (name,) if name in guidance.CLIP}
+    return base | large | clip
 
 
 LARGE = (TrainConfig(), TrainConfig(steps=1_600_000, batch=512))
@@ -115,8 +118,8 @@ def world_batch(preset, tok, *, batch, difficulty, seed):
     The upsampler's low_res is the area-reduced picture, rounded to bytes, and both are cut to the same crop.
     """
     pictures, captions, _ = diffusion.world_pictures(batch, seed=seed, difficulty=difficulty)
-    x0, cond = diffusion.reduce(pictures, preset.size), guidance.encode(captions, tok, preset.unet.text.context)
-    if preset.unet.in_channels > 3:
+    x0, cond = diffusion.reduce(pictures, preset.size), guidance.encode(captions, tok, preset.network.text.context)
+    if preset.network.in_channels > 3:
         low_res = upsample.round_to_bytes(diffusion.reduce(pictures, preset.size // upsample.FACTOR))
         x0, cond["low_res"] = crop_both(x0, low_res, preset.train.crop or preset.size, random.Random(seed))
     return x0, cond
@@ -198,8 +201,8 @@ class Trainer:
         torch.manual_seed(seed)   # the first weights
         self.preset, self.difficulty, self.seed, self.device, self.step = preset, difficulty, seed, device, 0
         self.seconds, self.tok = 0.0, tokenizer.world_tokenizer()
-        self.model = unet.UNet(preset.unet).to(device)
-        self.ema = unet.UNet(preset.unet).to(device).requires_grad_(False)
+        self.model = unet.UNet(preset.network).to(device)
+        self.ema = unet.UNet(preset.network).to(device).requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.process = diffusion.Diffusion.of(preset.diffusion)
         self.weights = loss_weights(self.process, preset.train.weighting)
@@ -209,7 +212,7 @@ class Trainer:
         rest = [p for name, p in self.model.named_parameters() if not name.startswith(("text.", "pool."))]
         self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": preset.train.text_lr},
                                             {"params": rest, "full_lr": preset.train.lr}], weight_decay=0.0, fused=True)
-        self.denoiser = upsample.denoiser_of(in_bf16(self.model, device), preset.unet, preset.diffusion)
+        self.denoiser = upsample.denoiser_of(in_bf16(self.model, device), preset.network, preset.diffusion)
 
     def advance(self):
         """One step: draw, guess, compare, correct. -> the batch's mean loss."""
@@ -247,7 +250,7 @@ class Trainer:
     def start_from(self, path):
         """Begin with the weights of a file instead of random ones. ValueError if its sizes are others."""
         network = unet.UNet.load(path)
-        if network.config != self.preset.unet:
+        if network.config != self.preset.network:
             raise ValueError(f"{path} is of another size than the model to be trained")
         self.model.load_state_dict(network.state_dict())
         self.ema.load_state_dict(network.state_dict())
@@ -484,10 +487,10 @@ SHOWN = ("a large red heart", "a small blue star on a white background", "a gree
 def sample_grid(trainer, path):
     """Draw a few fixed captions with the averaged weights: how far the model has come."""
     preset = trainer.preset
-    model = upsample.denoiser_of(in_bf16(trainer.ema.eval(), trainer.device), preset.unet, preset.diffusion)
-    cond = guidance.encode(SHOWN, trainer.tok, preset.unet.text.context, trainer.device)
+    model = upsample.denoiser_of(in_bf16(trainer.ema.eval(), trainer.device), preset.network, preset.diffusion)
+    cond = guidance.encode(SHOWN, trainer.tok, preset.network.text.context, trainer.device)
     g = torch.Generator().manual_seed(0)
-    if preset.unet.in_channels > 3:
+    if preset.network.in_channels > 3:
         pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
         process = diffusion.Diffusion.of(preset.diffusion, "fast27")

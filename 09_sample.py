@@ -474,8 +474,9 @@ def released_shapes(part):
     """{key: shape} of a released file, by the name of its part, without filling memory."""
     with torch.device("meta"):
         if part in ("clip-image", "clip-text"):
-            return shapes_of(export_openai_clip(guidance.NoisedCLIP(guidance.CLIP["filtered"]))[part == "clip-text"])
-        return shapes_of(export_openai(unet.UNet(train.PRESETS["filtered"][part].unet)))
+            clip = guidance.NoisedCLIP(train.PRESETS["filtered"]["clip"].network)
+            return shapes_of(export_openai_clip(clip)[part == "clip-text"])
+        return shapes_of(export_openai(unet.UNet(train.PRESETS["filtered"][part].network)))
 
 
 # Their CLIP is two files, one a tower. The first lines of the table are a tower's own, the rest both have.
@@ -734,12 +735,12 @@ def load_tiny(args, name):
 def load_random(args, part):
     """A model or CLIP of a preset's size that knows nothing. Its tokenizer knows bytes only."""
     torch.manual_seed(0)
-    if part == "clip":
-        return Clip(guidance.NoisedCLIP(guidance.CLIP[args.preset]).to(args.device).eval(), tokenizer.CLIPTokenizer([]),
-                    args.device)
     preset = train.PRESETS[args.preset][part]
+    if part == "clip":
+        clip = guidance.NoisedCLIP(preset.network).to(args.device).eval()
+        return Clip(clip, tokenizer.CLIPTokenizer([]), args.device)
     with torch.device("meta"):
-        network = unet.UNet(preset.unet).to(dtype_of(args)).eval()
+        network = unet.UNet(preset.network).to(dtype_of(args)).eval()
     network.to_empty(device=args.device)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.02)
@@ -755,7 +756,7 @@ def load_released(args, folder, part):
         return Clip(clip.to(args.device), tokenizer.CLIPTokenizer.from_file(files["clip-merges"]), args.device)
     network = released_unet(read_released(files[part]))
     preset, tok = train.PRESETS["filtered"][part], tokenizer.BPETokenizer.from_gpt2(files["merges"])
-    if network.config != preset.unet:
+    if network.config != preset.network:
         raise ValueError(f"{files[part]} is of another model than the released {part}; remove it and fetch it anew")
     return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
 

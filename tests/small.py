@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 def preset(kind="base", **training):
     """The tiny preset made smaller still: 32 channels, one text layer, eight pictures a step."""
     tiny = train.PRESETS["tiny"][kind]
-    text = replace(tiny.unet.text, width=32, layers=1, heads=1)
-    net = replace(tiny.unet, channels=32, head_channels=32, text=text)
-    return replace(tiny, unet=net, train=replace(tiny.train, **{"steps": 4, "batch": 8, "warmup": 2} | training))
+    text = replace(tiny.network.text, width=32, layers=1, heads=1)
+    net = replace(tiny.network, channels=32, head_channels=32, text=text)
+    return replace(tiny, network=net, train=replace(tiny.train, **{"steps": 4, "batch": 8, "warmup": 2} | training))
 
 
 def randomize(network):
@@ -43,7 +43,7 @@ def facts(kind, difficulty, folder):
 def save_models(folder, scratch, difficulty="full"):
     """base.pt and upsampler.pt with random weights, complete in all else: -> folder."""
     for kind in ("base", "upsampler"):
-        network = randomize(unet.UNet(preset(kind).unet))
+        network = randomize(unet.UNet(preset(kind).network))
         unet.save_weights(folder / f"{kind}.pt", network, **facts(kind, difficulty, scratch))
     return folder
 

@@ -130,13 +130,15 @@ def test_gradients_reach_every_parameter():
 
 COUNTS = {("filtered", "base"): 385_030_726, ("filtered", "upsampler"): 398_361_286,
           ("filtered", "inpaint"): 385_037_638, ("filtered", "inpaint-upsampler"): 398_368_198,
-          ("paper", "base"): 3_554_414_086, ("paper", "upsampler"): 1_641_702_790}
+          ("paper", "base"): 3_554_414_086, ("paper", "upsampler"): 1_641_702_790,
+          # four more input channels of a 3×3 convolution to 512 and to 384 channels
+          ("paper", "inpaint"): 3_554_414_086 + 4 * 9 * 512, ("paper", "inpaint-upsampler"): 1_641_702_790 + 4 * 9 * 384}
 
 
 @pytest.mark.parametrize("preset, kind", COUNTS)
 def test_released_and_paper_sizes_to_the_last_parameter(preset, kind):
     with torch.device("meta"):   # shapes without memory
-        network = unet.UNet(train.PRESETS[preset][kind].unet)
+        network = unet.UNet(train.PRESETS[preset][kind].network)
     assert sum(p.numel() for p in network.parameters()) == COUNTS[preset, kind]
 
 

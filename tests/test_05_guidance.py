@@ -166,3 +166,10 @@ def test_a_guided_walk_ends_where_the_caption_fits_better(sampler):
         x = getattr(d, sampler)(pictures, torch.randn(3, 3, 16, 16, generator=g), grad_fn=grad_fn, generator=g)
         fit.append((model.image(x, torch.zeros(3, dtype=torch.long)) * text).sum(1))
     assert (fit[1] > fit[0] + 0.05).all(), f"similarity {fit[0].tolist()} unguided, {fit[1].tolist()} guided"
+
+
+@pytest.mark.parametrize("preset", ["filtered", "paper"])
+def test_released_clip_sizes_to_the_last_parameter(preset):
+    with torch.device("meta"):   # shapes without memory
+        model = guidance.NoisedCLIP(import_module("08_train").PRESETS[preset]["clip"].network)
+    assert [sum(p.numel() for p in tower.parameters()) for tower in (model.picture, model.caption)] == [86_443_776, 71_679_488]

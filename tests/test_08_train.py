@@ -56,7 +56,7 @@ def test_large_presets_train_as_published(name, kind, steps, batch):
 
 @pytest.mark.parametrize("name", ["tiny", "filtered", "paper"])
 def test_input_channels_follow_from_what_is_given(name):
-    channels = {kind: preset.unet.in_channels for kind, preset in train.PRESETS[name].items()}
+    channels = {kind: preset.network.in_channels for kind, preset in train.PRESETS[name].items() if kind != "clip"}
     assert channels == {"base": 3, "inpaint": 7, "upsampler": 6, "inpaint-upsampler": 10}
 
 
@@ -549,7 +549,7 @@ def test_a_judge_of_another_vocabulary_is_refused(tmp_path, words):
 
 @pytest.mark.parametrize("what", ["a U-Net", "no ceiling"])
 def test_what_is_no_judge_is_refused(tmp_path, what):
-    network = train.Judge(train.JudgeConfig(16)) if what == "no ceiling" else unet.UNet(small.preset().unet)
+    network = train.Judge(train.JudgeConfig(16)) if what == "no ceiling" else unet.UNet(small.preset().network)
     unet.save_weights(tmp_path / "judge.pt", network)
     with pytest.raises(ValueError, match="does not hold a judge") as refusal:
         train.load_judge(tmp_path / "judge.pt")
@@ -582,7 +582,7 @@ def test_the_command_trains_and_says_what_comes_next(tmp_path):
     saved = unet.read_weights(out / "weights.pt")
     told = saved["made"]["command"]
     assert told.startswith("python 08_train.py") and "--steps 3 --batch 8" in told, "weights tell how they were made"
-    assert saved["config"] == asdict(train.PRESETS["tiny"]["base"].unet)
+    assert saved["config"] == asdict(train.PRESETS["tiny"]["base"].network)
 
 
 def refused(argv, capfd):
@@ -617,7 +617,7 @@ def test_an_option_is_never_passed_over_in_silence(argv, tmp_path, capfd):
     assert not (tmp_path / "run").exists(), "refused before anything is made"
 
 
-def test_a_run_is_not_written_over(undisturbed, tmp_path, capfd):
+def test_a_run_is_not_written_over(tmp_path, capfd):
     (tmp_path / "checkpoint.pt").write_bytes(b"days of work")
     lines = refused(["--steps", 2, "--batch", 2, "--out", tmp_path], capfd)
     assert len(lines) == 1 and "holds a run already" in lines[0] and "--resume" in lines[0], lines

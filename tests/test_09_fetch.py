@@ -23,7 +23,7 @@ import torch
 import small
 
 unet, sample = import_module("03_unet"), import_module("09_sample")
-CONFIGS = {"base": small.preset().unet, "upsampler": small.preset("upsampler").unet}
+CONFIGS = {"base": small.preset().network, "upsampler": small.preset("upsampler").network}
 LIST = b"#version: 0.2\ni n\nt h\n" * 1000
 
 

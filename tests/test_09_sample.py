@@ -115,7 +115,7 @@ def test_clip_sizes_are_read_off_the_shapes():
 
 @pytest.mark.parametrize("preset", ["base", "upsampler", "inpaint", "inpaint-upsampler"])
 def test_released_sizes_are_read_off_the_shapes(preset):
-    assert sample.config_from_shapes(released_shapes(preset)) == train.PRESETS["filtered"][preset].unet
+    assert sample.config_from_shapes(released_shapes(preset)) == train.PRESETS["filtered"][preset].network
 
 
 def damaged(how):
@@ -203,7 +203,7 @@ def models(weights):
 def test_a_model_is_loaded_with_what_sampling_needs(models):
     base, upsampler = models["base"], models["upsampler"]
     assert (base.size, upsampler.size) == (16, 64) and base.difficulty == "full" and base.made["steps"] == 1
-    assert base.config == small.preset().unet and upsampler.config == small.preset("upsampler").unet
+    assert base.config == small.preset().network and upsampler.config == small.preset("upsampler").network
     assert (base.process.schedule, upsampler.process.schedule) == ("cosine", "linear")
     cond = base.encode([PROMPT])
     assert base.tokenizer.decode(cond["tokens"][cond["mask"]].tolist()) == PROMPT
@@ -440,8 +440,8 @@ def shipped_judge(size):
 def test_shipped_weights_are_there_and_small():
     for name, size in ("base", 16), ("upsampler", 64):
         assert shipped(name).size == size and "08_train.py" in shipped(name).made["command"]
-    assert shipped("base").config == train.PRESETS["tiny"]["base"].unet, "the tiny preset is what is shipped"
-    assert shipped("upsampler").config == train.PRESETS["tiny"]["upsampler"].unet
+    assert shipped("base").config == train.PRESETS["tiny"]["base"].network, "the tiny preset is what is shipped"
+    assert shipped("upsampler").config == train.PRESETS["tiny"]["upsampler"].network
     total = sum(path.stat().st_size for path in unet.WEIGHTS.rglob("*") if path.is_file())
     assert total <= 25_000_000, f"lessons/weights has grown to {total / 1e6:.1f} MB; 25 are allowed"
 
