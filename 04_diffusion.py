@@ -494,6 +494,15 @@ def draw(scene, rng):
     return (picture + 0.5).astype(np.uint8)     # rounded, where astype alone would cut
 
 
+def draw_all(scenes, rng):
+    """One picture of each scene: uint8 [n, 3, 64, 64].
+
+    scenes  filled ones; a generator may fill each with the same rng just before it is drawn
+    """
+    pictures = np.stack([draw(scene, rng) for scene in scenes])             # [n, 64, 64, 3]
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()      # [n, 3, 64, 64]
+
+
 def world_pictures(n, seed, difficulty="full", held_out=False):
     """n pictures, their captions and what they show: uint8 [n, 3, 64, 64], n strings, n filled scenes.
 
@@ -502,8 +511,7 @@ def world_pictures(n, seed, difficulty="full", held_out=False):
     rng = random.Random(seed)
     said = [tokenizer.random_scene(rng, difficulty, held_out) for _ in range(n)]
     shown = [scene.fill(rng) for scene in said]
-    pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in shown]))
-    return pictures.permute(0, 3, 1, 2).contiguous(), [scene.caption() for scene in said], shown
+    return draw_all(shown, rng), [scene.caption() for scene in said], shown
 
 
 def reduce(pictures, size):
