@@ -155,7 +155,7 @@ def test_clip_answers_unit_vectors_that_know_the_timestep():
     assert (early - late).abs().max() > 1e-2, "the same picture means something else at another noise level"
 
 
-@pytest.mark.parametrize("sampler", ["ddpm_sample", "ddim_sample"])
+@pytest.mark.parametrize("sampler", ["ddpm_sample", "ddim_sample", "dpm_sample"])
 def test_a_guided_walk_ends_where_the_caption_fits_better(sampler):
     """Pictures of a plain Gaussian, walked to from the same noise with and without the pull."""
     model, d = clip(), process("20")
