@@ -145,8 +145,7 @@ def edit_pictures():
     scenes = [tokenizer.Scene.parse(shown).fill(rng) for shown, _, _ in EDITS]
     for i, (_, _, (top, bottom, left, right)) in enumerate(EDITS):
         mask[i, :, top:bottom, left:right] = 0
-    pictures = torch.stack([torch.from_numpy(diffusion.draw(scene, rng)) for scene in scenes]).permute(0, 3, 1, 2)
-    return diffusion.reduce(pictures, 16), mask
+    return diffusion.reduce(diffusion.draw_all(scenes, rng), 16), mask
 
 
 def seam(x, mask):

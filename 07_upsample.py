@@ -110,7 +110,7 @@ def real_pictures():
     """-> what CAPTIONS should look like, [n, 3, 64, 64] and [n, 3, 16, 16] in [-1, 1]."""
     rng = random.Random(7)
     scenes = [tokenizer.Scene.parse(caption).fill(rng) for caption in CAPTIONS]
-    pictures = torch.stack([torch.from_numpy(diffusion.draw(scene, rng)) for scene in scenes]).permute(0, 3, 1, 2)
+    pictures = diffusion.draw_all(scenes, rng)
     return diffusion.reduce(pictures, 64), round_to_bytes(diffusion.reduce(pictures, 16))
 
 

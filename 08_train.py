@@ -368,8 +368,7 @@ class Judge(nn.Module):
 def judge_pictures(n, rng, size, difficulty="full"):
     """Real pictures with *all* pairs of colour and noun, and the scenes they show: what the judge learns from."""
     scenes = [tokenizer.random_scene(rng, difficulty, rng.random() < 0.1).fill(rng) for _ in range(n)]
-    pictures = torch.from_numpy(np.stack([diffusion.draw(scene, rng) for scene in scenes])).permute(0, 3, 1, 2)
-    return diffusion.reduce(pictures, size), scenes
+    return diffusion.reduce(diffusion.draw_all(scenes, rng), size), scenes
 
 
 def soil(x):
@@ -392,7 +391,7 @@ def train_judge(size, *, steps=1000, seed=0, batch=256, lr=3e-3):
     for step in range(steps):
         x, scenes = judge_pictures(batch, rng, size)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = judge(soil(x))
+            logits = judge(soil(x.to(memory_format=torch.channels_last)))
         answers = labels(scenes)
         loss = sum(F.cross_entropy(guess, answer, ignore_index=-1) for guess, answer in zip(logits, answers.T))
         optimizer.zero_grad()
@@ -427,8 +426,7 @@ def answer(judge, images):
 def real_pictures(scenes, seed=0):
     """What captions' scenes should look like, one picture each: uint8 [n, 3, 64, 64]."""
     rng = random.Random(seed)
-    pictures = [diffusion.draw(scene.fill(rng), rng) for scene in scenes]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return diffusion.draw_all((scene.fill(rng) for scene in scenes), rng)
 
 
 KINDS = ("easy single", "single", "pair", "count", "held out")   # easy: the dozen nouns of difficulty "single"

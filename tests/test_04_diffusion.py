@@ -15,6 +15,7 @@ import formula
 tokenizer = import_module("01_tokenizer")
 diffusion = import_module("04_diffusion")
 SCHEDULES = {"squaredcos_cap_v2": diffusion.cosine_betas, "linear": diffusion.linear_betas}
+SAMPLERS = "ddim_sample", "ddpm_sample", "dpm_sample"
 T4 = torch.tensor([0, 1, 500, 999])
 
 
@@ -75,8 +76,10 @@ def test_a_respaced_process_keeps_alpha_bar_and_the_original_names():
     def spy(x, t):
         asked.extend(t.tolist())
         return torch.zeros(len(x), 6, 2, 2)
-    short.ddim_sample(spy, torch.randn(1, 3, 2, 2))
-    assert asked == short.timesteps[::-1], "the denoiser is told original timesteps, 999 first"
+    for sampler in SAMPLERS:
+        asked.clear()
+        getattr(short, sampler)(spy, torch.randn(1, 3, 2, 2))
+        assert asked == short.timesteps[::-1], f"{sampler} tells the denoiser original timesteps, 999 first"
 
 
 def test_a_timestep_that_was_not_kept_is_an_error():
@@ -260,7 +263,8 @@ def test_ddim_of_a_gaussian_is_its_closed_form():
     assert torch.allclose(d.ddim_sample(oracle, x_T).double(), x, atol=3e-4)
 
 
-@pytest.mark.parametrize("sampler, options", [("ddim_sample", {}), ("ddim_sample", {"eta": 1.0}), ("ddpm_sample", {})])
+@pytest.mark.parametrize("sampler, options", [("ddim_sample", {}), ("ddim_sample", {"eta": 1.0}), ("ddpm_sample", {}),
+                                              ("dpm_sample", {})])
 def test_every_sampler_finds_all_of_a_mixture_in_its_shares(sampler, options):
     d, n = cosine("250"), 6000
     g = torch.Generator().manual_seed(0)
@@ -300,9 +304,125 @@ def test_reverse_ddim_finds_the_noise_that_draws_the_picture():
     assert torch.allclose(d.ddim_sample(oracle, noise), x0, atol=0.02)
 
 
+def test_the_gradient_of_a_likelihood_turns_one_gaussian_into_another():
+    """score + ∇ log p(c | x_t) is the conditional's score: with it the walk is the conditional's own, to rounding."""
+    d, x_T = cosine("20"), torch.linspace(-1, 1, 10).view(5, 2, 1, 1)
+    wide, narrow = (diffusion.MixtureDenoiser(d, torch.full((1, 2, 1, 1), mean), std) for mean, std in ((0, 0.3), (0.2, 0.1)))
+
+    def grad_fn(x, t):
+        return (wide(x, t) - narrow(x, t))[:, :2] / d.at(d.noise, t, x)     # score = -ε/√(1-ᾱ)
+    for sampler in "ddim_sample", "dpm_sample":
+        pulled, own = getattr(d, sampler)(wide, x_T, grad_fn=grad_fn), getattr(d, sampler)(narrow, x_T)
+        assert torch.allclose(pulled, own, atol=2e-3), f"{sampler}: off by {(pulled - own).abs().max():.4f}"
+        assert not torch.allclose(getattr(d, sampler)(wide, x_T), own, atol=0.05)
+
+
+def test_the_shifted_picture_is_not_clipped_again():
+    d, x = diffusion.Diffusion(diffusion.cosine_betas(1000), [700]), torch.zeros(1, 2, 1, 1)
+    model = diffusion.MixtureDenoiser(d, MEANS, 0.1)
+    for sampler in "ddim_sample", "dpm_sample":
+        assert (getattr(d, sampler)(model, x, grad_fn=lambda x, t: torch.ones_like(x)) > 1).all(), sampler
+
+
+def test_what_step_fn_returns_is_what_the_walk_goes_on_from():
+    d, model, seen = cosine("5"), diffusion.MixtureDenoiser(cosine("5"), MEANS, 0.1), []
+
+    def spy(x, t):
+        seen.append(x)
+        return model(x, t)
+    for sampler in SAMPLERS:
+        seen.clear()
+        out = getattr(d, sampler)(spy, torch.zeros(1, 2, 1, 1), step_fn=lambda x, t: x * 0 + 0.125)
+        assert all((x == 0.125).all() for x in (*seen[1:], out)), sampler
+
+
+# --- The second-order sampler, against the curve that it follows ---
+
+def gaussian_walk(d, x_T, mean, std):
+    """Where the exact curve from x_T lies at the cleanest kept timestep, for one Gaussian: as many σ off as x_T is."""
+    spread = (d.alpha_bar * std ** 2 + 1 - d.alpha_bar).sqrt()
+    return d.signal[0] * mean + spread[0] / spread[-1] * (x_T - d.signal[-1] * mean)
+
+
+def error_of(sampler, d, mean=0.1, std=0.3):
+    """How far a sampler ends from the curve, just before its last step, which leaves the curve for x̂_0."""
+    x_T, walk = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64).view(7, 1, 1, 1), []
+    oracle = diffusion.MixtureDenoiser(d, torch.full((1, 1, 1, 1), mean, dtype=torch.float64), std)
+    getattr(d, sampler)(oracle, x_T, step_fn=lambda x, t: walk.append(x) or x)
+    return (walk[-2] - gaussian_walk(d, x_T, mean, std)).abs().max().item()
+
+
+def process_in_lambda(steps, power=1):
+    """A process whose λ = log(√ᾱ/√(1-ᾱ)) goes from 3 to -3, in equal steps (there orders are seen best) or, with a
+    power above 1, in steps that are the shorter the nearer they are to the picture."""
+    level = 3 - 6 * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
+    a = (2 * level).sigmoid()                                                      # ᾱ = 1/(1 + e^(-2λ))
+    return diffusion.Diffusion(1 - a / torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]]))
+
+
+@pytest.mark.parametrize("sampler, order", [("ddim_sample", 1), ("dpm_sample", 2)])
+def test_orders_of_convergence(sampler, order):
+    errors = [error_of(sampler, process_in_lambda(steps)) for steps in (40, 80, 160)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1), \
+            f"twice the steps divide the error by {coarse / fine:.2f}, not by about {2 ** order}"
+
+
+def test_the_second_order_walk_is_the_papers():
+    """DPM-Solver++'s algorithm 2 in its own symbols (λ, h, r, D), in float64. No step is longer than the one before."""
+    d, mean, std = process_in_lambda(8, power=2), 0.1, 0.3
+    x_T = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64).view(7, 1, 1, 1)
+    x, predicted = x_T, []
+    lam = [math.log(a / s) for a, s in zip(d.signal.tolist(), d.noise.tolist())]
+    for i in range(8, 0, -1):
+        a, h = d.alpha_bar[i], lam[i - 1] - lam[i]
+        predicted.append(mean + a.sqrt() * std ** 2 / (a * std ** 2 + 1 - a) * (x - a.sqrt() * mean))
+        D = predicted[-1]
+        if i < 8:
+            r = (lam[i] - lam[i + 1]) / h
+            D = (1 + 1 / (2 * r)) * predicted[-1] - 1 / (2 * r) * predicted[-2]
+        x = d.noise[i - 1] / d.noise[i] * x - d.signal[i - 1] * (math.exp(-h) - 1) * D
+    walk = []
+    oracle = diffusion.MixtureDenoiser(d, torch.full((1, 1, 1, 1), mean, dtype=torch.float64), std)
+    d.dpm_sample(oracle, x_T, step_fn=lambda x, t: walk.append(x) or x)
+    assert torch.allclose(walk[-2], x, atol=1e-5), "the walk is algorithm 2's"
+
+
+@pytest.mark.parametrize("steps, margin", [("10", 2.5), ("25", 10), ("50", 10)])
+def test_in_as_many_steps_it_ends_nearer_to_the_curve(steps, margin):
+    """Also on the timesteps that are used, evenly spaced ones, whose last steps are long in λ."""
+    first, second = (error_of(sampler, cosine(steps)) for sampler in ("ddim_sample", "dpm_sample"))
+    assert second * margin < first, f"off by {second:.4f}; DDIM by {first:.4f}"
+
+
+@pytest.mark.parametrize("steps, margin", [("25", 1.4), ("50", 3)])
+def test_a_mixture_too_is_followed_more_closely(steps, margin):
+    x_T = torch.randn(500, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    ends = {spec: [getattr(cosine(spec), sampler)(diffusion.MixtureDenoiser(cosine(spec), MEANS, 0.1), x_T)
+                   for sampler in ("ddim_sample", "dpm_sample")] for spec in (steps, "500")}
+    first, second = ((end - ends["500"][1]).square().mean().sqrt() for end in ends[steps])
+    assert second * margin < first, f"off by {second:.4f}; DDIM by {first:.4f}"
+
+
+@pytest.mark.parametrize("timesteps", [[700], [300, 700]])
+def test_with_nothing_to_extend_it_is_ddim(timesteps):
+    """The first step and the last are DDIM's; one or two steps have no others."""
+    d = diffusion.Diffusion(diffusion.cosine_betas(1000), timesteps)
+    x_T = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    model = diffusion.MixtureDenoiser(d, MEANS, 0.1)
+    assert torch.allclose(d.dpm_sample(model, x_T), d.ddim_sample(model, x_T), atol=1e-5)
+
+
+def test_the_second_order_walk_ends_at_its_last_prediction():
+    seen, d = [], cosine("10")
+    out = d.dpm_sample(diffusion.MixtureDenoiser(d, MEANS, 0.1), torch.randn(5, 2, 1, 1),
+                       x0_fn=lambda x0: seen.append(x0) or 3 * x0)
+    assert torch.equal(out, (3 * seen[-1]).clamp(-1, 1)), "x_0 is x̂_0: changed by x0_fn, then clipped, and no more"
+
+
 def test_hooks_see_what_they_are_promised():
     d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
-    for sampler in "ddim_sample", "ddpm_sample":
+    for sampler in SAMPLERS:
         times, pictures = [], []
         out = getattr(d, sampler)(model, torch.randn(3, 2, 1, 1), x0_fn=lambda x0: pictures.append(x0) or x0 * 0 + 0.25,
                                   step_fn=lambda x, t: times.append(t.tolist()) or x)
@@ -327,9 +447,9 @@ def test_prepare_is_called_once_a_walk():
 
         def __call__(self, x, t, ready):
             return torch.zeros(len(x), 6, 2, 2)
-    for sampler in "ddim_sample", "ddpm_sample":
+    for sampler in SAMPLERS:
         getattr(cosine("10"), sampler)(Model(), torch.zeros(1, 3, 2, 2), tokens=5)
-    assert calls == [{"tokens": 5}] * 2, "the text is read once, not at every step"
+    assert calls == [{"tokens": 5}] * 3, "the text is read once, not at every step"
 
 
 def test_one_seed_is_one_picture():

@@ -81,14 +81,15 @@ def test_a_prepared_guided_model_answers_the_same():
         assert torch.equal(model(x, T, **cond), model(x, T, **model.prepare(**cond)))
 
 
-def test_scale_trades_variety_for_certainty():
+@pytest.mark.parametrize("sampler", ["ddim_sample", "dpm_sample"])
+def test_scale_trades_variety_for_certainty(sampler):
     """On a mixture whose parts overlap: the larger s, the surer is the part that was asked for, and the narrower."""
     d, n = process("50"), 2000
     surest, spread = [], []
     for scale in (0, 1, 3):
         g = torch.Generator().manual_seed(0)
         model = guidance.classifier_free(oracle(d, 0.3), scale)
-        drawn = d.ddim_sample(model, torch.randn(n, 2, 1, 1, generator=g), **prompt(n)).flatten(1)
+        drawn = getattr(d, sampler)(model, torch.randn(n, 2, 1, 1, generator=g), **prompt(n)).flatten(1)
         nearest = (drawn[:, None] - MEANS.flatten(1)).norm(dim=2).argmin(1)
         surest.append((nearest == 1).float().mean().item())
         spread.append(drawn.var(0).sum().item())
@@ -154,7 +155,7 @@ def test_clip_answers_unit_vectors_that_know_the_timestep():
     assert (early - late).abs().max() > 1e-2, "the same picture means something else at another noise level"
 
 
-@pytest.mark.parametrize("sampler", ["ddpm_sample", "ddim_sample"])
+@pytest.mark.parametrize("sampler", ["ddpm_sample", "ddim_sample", "dpm_sample"])
 def test_a_guided_walk_ends_where_the_caption_fits_better(sampler):
     """Pictures of a plain Gaussian, walked to from the same noise with and without the pull."""
     model, d = clip(), process("20")

@@ -30,7 +30,7 @@ def test_replacing_known_regions_gives_the_released_answer():
     formula.agree(answer, formula.golden("ddim.replace_known"), 2e-3)
 
 
-@pytest.mark.parametrize("sampler", ["ddim_sample", "ddpm_sample"])
+@pytest.mark.parametrize("sampler", ["ddim_sample", "ddpm_sample", "dpm_sample"])
 @pytest.mark.parametrize("way", ["replace", "overwrite"])
 def test_known_pixels_come_out_bit_for_bit(sampler, way):
     d, image, mask = process(), formula.inp("inpaint_image", 3, 3, 16, 16).clamp(-1, 1), masks()

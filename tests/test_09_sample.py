@@ -229,7 +229,7 @@ def test_several_pictures_differ(models):
 
 def test_prompt_scale_and_sampler_reach_the_picture(models):
     plain = sample.generate(PROMPT, **models, seed=1, steps=3)
-    for change in {"scale": 8.0}, {"sampler": "ddpm"}, {"steps": "4"}:
+    for change in {"scale": 8.0}, {"sampler": "ddpm"}, {"sampler": "dpm"}, {"steps": "4"}:
         assert not torch.equal(plain, sample.generate(PROMPT, **models, seed=1, **({"steps": 3} | change))), change
     assert not torch.equal(plain, sample.generate("a pink moon", **models, seed=1, steps=3)), "the prompt"
 
