@@ -189,10 +189,13 @@ class Diffusion:
         self.log_posterior = borrowed.log() if len(kept) > 1 else self.betas.log()
 
     @classmethod
-    def of(cls, config, spec=None):
-        """The process of a DiffusionConfig, whole or respaced."""
+    def of(cls, config, spec=None, strength=1.0):
+        """The process of a DiffusionConfig, whole or respaced. strength below 1 leaves out the noisy end: its walks
+        begin at the kept timestep nearest to that share of the way, with a picture that was noised so far."""
         betas = {"cosine": cosine_betas, "linear": linear_betas}[config.schedule](config.steps)
-        return cls(betas, None if spec is None else respace(config.steps, spec))
+        kept = list(range(config.steps)) if spec is None else respace(config.steps, spec)
+        begin = min(kept, key=lambda t: abs(t - strength * (config.steps - 1)))
+        return cls(betas, [t for t in kept if t <= begin])   # steps nearer to the picture do not ask where it began
 
     def at(self, table, t, x):
         """table[t] for every example, float32 and shaped to meet x: [B, 1, 1, 1].

@@ -452,6 +452,37 @@ def test_prepare_is_called_once_a_walk():
     assert calls == [{"tokens": 5}] * 3, "the text is read once, not at every step"
 
 
+@pytest.mark.parametrize("spec", ["100", "5", "fast27", "ddim50", None])
+def test_full_strength_is_the_whole_walk(spec):
+    config = diffusion.DiffusionConfig()
+    whole = list(range(1000)) if spec is None else diffusion.respace(1000, spec)
+    assert diffusion.Diffusion.of(config, spec, 1.0).timesteps == diffusion.Diffusion.of(config, spec).timesteps == whole
+
+
+@pytest.mark.parametrize("strength, expected", [(0.6, [0, 200, 400, 600]), (0.65, [0, 200, 400, 600]),
+                                                (0.75, [0, 200, 400, 600, 800]), (0.05, [0]), (1e-9, [0])])
+def test_a_weaker_walk_begins_at_the_nearest_kept_timestep(strength, expected):
+    assert diffusion.Diffusion.of(diffusion.DiffusionConfig(), "ddim5", strength).timesteps == expected
+
+
+@pytest.mark.parametrize("sampler", ["ddim_sample", "ddpm_sample"])
+def test_a_walk_begun_midway_is_the_end_of_the_whole_one(sampler):
+    """Handed what the whole walk had reached at that timestep, and its dice, it goes on to the same picture."""
+    config, reached = diffusion.DiffusionConfig(), {}
+    whole, short = diffusion.Diffusion.of(config, "20"), diffusion.Diffusion.of(config, "20", 0.6)
+    oracle = diffusion.MixtureDenoiser(whole, torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1), 0.1)
+    g = torch.Generator().manual_seed(0)
+
+    def note(x, t):
+        reached[int(t[0])] = x, g.get_state()
+        return x
+    expected = getattr(whole, sampler)(oracle, torch.randn(6, 1, 1, 1, generator=g), generator=g, step_fn=note)
+    x, dice = reached[whole.timesteps[len(short.timesteps)]]                 # the step just before
+    g.set_state(dice)
+    assert short.timesteps == whole.timesteps[:12]
+    assert torch.equal(getattr(short, sampler)(oracle, x, generator=g), expected)
+
+
 def test_one_seed_is_one_picture():
     d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
     draw = [d.ddpm_sample(model, torch.zeros(3, 2, 1, 1), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
