@@ -16,21 +16,24 @@ The first two need no training and work on any model, but the network meets its 
 noise, or corrected behind its back, and seams show [GLIDE section 4.3]. In tensors a mask is 1 where the picture is
 known; in files white means "draw here". It is turned round once, in 09.
 
-It adds to 04: masks. It leaves out: the training of the third way.
+It adds to 04: masks, and four input channels grown onto a trained network so that it answers at first exactly as
+before. It leaves out: their training (08).
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4.3); overwriting: Song et al. 2020, arXiv 2011.13456
 (section 5, appendix I.2).
 
-    python 06_inpaint.py        about ten seconds: masks, the first two ways with the small weights, and
-                                how much of the known part each keeps; a picture in outputs/
+    python 06_inpaint.py        about ten seconds: masks, the ways with the small weights, how much of the
+                                known part each keeps, and the channels grown; a picture in outputs/
 """
 import random
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
 tokenizer = import_module("01_tokenizer")
+unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 guidance = import_module("05_guidance")
 
@@ -100,6 +103,25 @@ def with_known(model):
     return denoiser
 
 
+def grow(network):
+    """A U-Net that takes a known part too, out of one that does not: four more input channels, after x's three,
+    with weights zero. All else is as it was, so before any training it gives the old one's answers.
+
+    network  a base model's U-Net (3 input channels -> 7) or an upsampler's (6 -> 10); it stays as it is
+    """
+    # Random weights there would spoil at once what took long to learn. Zero ones are heard as soon as they help: their
+    # gradient is what the network wants to hear times what they are shown, and neither is zero.
+    config, weights = network.config, {name: value.clone() for name, value in network.state_dict().items()}
+    noisy = config.out_channels // 2                                    # x's channels; low_res comes last
+    enter = weights["enter.weight"]                                     # [width, in, 3, 3]
+    silent = enter.new_zeros(len(enter), 4, *enter.shape[2:])
+    weights["enter.weight"] = torch.cat([enter[:, :noisy], silent, enter[:, noisy:]], dim=1)
+    with torch.device("meta"):                                          # no weights are made to be thrown away
+        grown = unet.UNet(replace(config, in_channels=config.in_channels + 4))
+    grown.load_state_dict(weights, assign=True)
+    return grown.train(network.training)
+
+
 def replace_known(image, mask):
     """x0_fn for a sampler: the known part of every predicted picture becomes the true one.
 
@@ -157,18 +179,22 @@ def seam(x, mask):
     return torch.cat(jumps).mean().item()
 
 
-def show_two_ways(image, mask):
-    """The two ways that need no training, with the small base model: -> {name: pictures}."""
-    print("\n── 2. Holes filled by the small model, 50 ancestral steps, guidance 5")
-    model, config, encode = guidance.trained("base")
-    process, model = diffusion.Diffusion.of(config, "50"), guidance.classifier_free(model, 5.0)
-    ways = {"overwrite": {"step_fn": overwrite_known(process, image, mask, torch.Generator().manual_seed(1))},
-            "replace": {"x0_fn": replace_known(image, mask)}}
+def show_ways(image, mask):
+    """The two ways that need no training, with the small base model, and the third where its weights are:
+    -> {name: pictures}."""
+    print("\n── 2. Holes filled by the small models, 50 ancestral steps, guidance 5")
+    base, config, encode = guidance.trained("base")
+    process, captions = diffusion.Diffusion.of(config, "50"), [asked for _, asked, _ in EDITS]
+    ways = {"overwrite": (base, {"step_fn": overwrite_known(process, image, mask, torch.Generator().manual_seed(1))}),
+            "replace": (base, {"x0_fn": replace_known(image, mask)})}
+    if (unet.WEIGHTS / "inpaint.pt").exists():
+        tuned = guidance.trained("inpaint", wrap=with_known)[0]
+        ways["fine-tune"] = tuned, {"inpaint_image": image, "inpaint_mask": mask}
     drawn = {}
-    for name, hook in ways.items():
+    for name, (model, given) in ways.items():
         g = torch.Generator().manual_seed(0)
-        x = drawn[name] = process.ddpm_sample(model, torch.randn(image.shape, generator=g), generator=g, **hook,
-                                              **encode([asked for _, asked, _ in EDITS]))
+        noise, guided = torch.randn(image.shape, generator=g), guidance.classifier_free(model, 5.0)
+        x = drawn[name] = process.ddpm_sample(guided, noise, generator=g, **given, **encode(captions))
         off = ((x - image).abs() * mask).max().item()
         print(f"   {name:<10} known pixels off by at most {off:.1g}; mean jump across the hole's edge {seam(x, mask):.3f}")
     print(f"   the true pictures' jump at the same places is {seam(image, mask):.3f}")
@@ -176,7 +202,7 @@ def show_two_ways(image, mask):
 
 
 def show_channels(image, mask):
-    """What the third way, fine-tuning, shows to the network."""
+    """What the third way, fine-tuning, shows to the network, and how a trained one gets the channels for it."""
     print("\n── 3. The third way: four more input channels")
     seen = []
     t = torch.full((len(image),), 500)
@@ -184,14 +210,21 @@ def show_channels(image, mask):
     for name, part in zip(("x_t", "picture × mask", "mask"), seen[0].split([3, 3, 1], dim=1)):
         print(f"   {name:<15} {list(part.shape)}   mean {part.mean():+.3f}")
     print(f"   the mask is 1 on {mask.mean():.0%} of the pixels: known; under the 0s the picture is wiped out")
+    old, cond = unet.UNet.load(unet.WEIGHTS / "base.pt"), guidance.trained("base")[2]([asked for _, asked, _ in EDITS])
+    new = grow(old)
+    with torch.no_grad():
+        answers = [network(seen[0][:, :network.config.in_channels], t, **cond) for network in (old, new)]
+    print(f"   grown onto the base model: {list(old.enter.weight.shape)} -> {list(new.enter.weight.shape)}, the new "
+          f"weights at most {new.enter.weight[:, 3:].abs().max():g};\n   before any training its answers differ from the "
+          f"old ones by {(answers[0] - answers[1]).abs().max():g}")
 
 
 def save_picture(image, mask, drawn, path):
-    """One row an edit: the picture, what is left of it, and the two fillings."""
+    """One row an edit: the picture, what is left of it, and its fillings."""
     from matplotlib.figure import Figure
     columns = {"the picture": image, "what is known": torch.where(mask.bool(), image, torch.full_like(image, 0.8))}
-    columns |= {"overwrite x_t": drawn["overwrite"], "replace x̂_0": drawn["replace"]}
-    figure = Figure(figsize=(12, 12.6), layout="constrained")
+    columns |= {{"overwrite": "overwrite x_t", "replace": "replace x̂_0"}.get(way, way): x for way, x in drawn.items()}
+    figure = Figure(figsize=(3 * len(columns), 12.6), layout="constrained")
     axes = figure.subplots(len(EDITS), len(columns))
     for j, (title, pictures) in enumerate(columns.items()):
         axes[0, j].set_title(title, size=17, pad=12)
@@ -207,7 +240,7 @@ def main():
     """The three sections and the picture."""
     image, mask = edit_pictures()
     show_masks()
-    drawn = show_two_ways(image, mask)
+    drawn = show_ways(image, mask)
     show_channels(image, mask)
     save_picture(image, mask, drawn, OUTPUTS / "06_inpaint.png")
     print("\nThe picture is outputs/06_inpaint.png.\nNext: python 07_upsample.py makes small pictures large.")

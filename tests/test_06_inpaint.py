@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import formula
+import small
 
-diffusion, inpaint = import_module("04_diffusion"), import_module("06_inpaint")
+unet, diffusion, inpaint = import_module("03_unet"), import_module("04_diffusion"), import_module("06_inpaint")
 upsample = import_module("07_upsample")
 T = torch.tensor([0, 500, 999])
 
@@ -81,6 +82,67 @@ def test_with_an_upsampler_the_known_part_stands_before_the_low_resolution():
     denoiser(x, T, **denoiser.prepare(**cond))
     assert seen[0].shape[1] == 10 and torch.equal(seen[0], seen[1])
     assert torch.equal(seen[0][:, 3:6], image * masks()) and torch.equal(seen[0][:, 6:7], masks())
+
+
+# --- Four more channels ---
+
+GROWN = {"base": ("inpaint", 7), "upsampler": ("inpaint-upsampler", 10)}
+
+
+def network(kind):
+    """Random weights; two heads; the first convolution's in 64ths, so that its sums are exact in any order."""
+    net = small.randomize(unet.UNet(small.preset(kind).network)).eval()
+    net.enter.weight.data = net.enter.weight.data.mul(64).round() / 64
+    return net
+
+
+def sixteenths(*shape):
+    return torch.randint(-48, 49, shape, generator=torch.Generator().manual_seed(0)) / 16
+
+
+@pytest.mark.parametrize("kind", GROWN)
+def test_before_training_a_grown_network_answers_as_before(kind):
+    """Bit for bit, whatever it is shown: zero weights make of the known part exact zeros."""
+    old = network(kind)
+    new, side = inpaint.grow(old), 16 if kind == "base" else 32
+    cond = {"tokens": torch.arange(60).view(3, 20), "mask": torch.arange(20) < torch.tensor([[20], [5], [0]])}
+    if kind == "upsampler":
+        cond["low_res"] = sixteenths(3, 3, side // 4, side // 4).clamp(-1, 1)
+    mask = torch.nn.functional.interpolate(masks(), size=side)
+    x = sixteenths(3, 3, side, side)
+    with torch.no_grad():
+        expected = upsample.denoiser_of(old, old.config)(x, T, **cond)
+        cond |= {"inpaint_image": x.flip(0).clamp(-1, 1), "inpaint_mask": mask}
+        answer = upsample.denoiser_of(new, new.config)(x, T, **cond)
+    assert expected.abs().max() > 0.1, "a network that answers zero would prove nothing"
+    assert torch.equal(answer, expected), f"step 0 of fine-tuning is off by {(answer - expected).abs().max():.1g}"
+
+
+@pytest.mark.parametrize("kind", GROWN)
+def test_the_new_channels_stand_between_x_and_the_low_resolution(kind):
+    old = network(kind)
+    new, before = inpaint.grow(old), {name: value.clone() for name, value in old.state_dict().items()}
+    preset, channels = GROWN[kind]
+    assert new.config.in_channels == channels and new.config == small.preset(preset).network
+    weight, trained = new.enter.weight, before["enter.weight"]
+    assert torch.equal(weight[:, :3], trained[:, :3]) and torch.equal(weight[:, 7:], trained[:, 3:])
+    assert (weight[:, 3:7] == 0).all(), "picture × mask and mask are not heard yet"
+    for name, value in new.state_dict().items():
+        assert name == "enter.weight" or torch.equal(value, before[name]), f"{name} must stay as it was trained"
+    for p in new.parameters():
+        p.data.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in old.state_dict().items()), "a copy: the old one stays"
+
+
+def test_what_starts_at_zero_still_learns():
+    """Its gradient is what the network wants to hear times what it is shown; neither is zero."""
+    new = inpaint.grow(network("base"))
+    cond = formula.conditioning("base-inpaint", "a")
+    x, image, mask = formula.inp("x", 3, 3, 16, 16), cond["inpaint_image"], cond["inpaint_mask"]
+    tokens = {"tokens": torch.zeros(3, 20, dtype=torch.long), "mask": torch.ones(3, 20, dtype=torch.bool)}
+    inpaint.with_known(new)(x, T, inpaint_image=image, inpaint_mask=mask, **tokens).square().mean().backward()
+    new_part = new.enter.weight.grad[:, 3:7]
+    assert (new_part.abs().amax((0, 2, 3)) > 0).all(), "each of the four channels must be able to learn"
 
 
 # --- Random masks ---
