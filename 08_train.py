@@ -24,6 +24,8 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, 
     python 08_train.py upsampler    16 -> 64 pixels, on squares of 32: about 11 minutes, and then, because norms and
                                     attention meet other statistics on whole pictures, some minutes on those:
                                     upsampler --start outputs/train-upsampler/weights.pt --crop 64 --batch 8 --lr 5e-4
+    python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known: about 7
+                                    minutes; inpaint-upsampler the same of upsampler.pt, on whole pictures: about 4
     python 08_train.py judge        the classifier of real pictures: about 2 minutes
 
 Each prints one line of progress (step, loss, pictures a second, time left) and leaves weights, a grid of samples,
@@ -51,6 +53,7 @@ tokenizer = import_module("01_tokenizer")
 unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 guidance = import_module("05_guidance")
+inpaint = import_module("06_inpaint")
 upsample = import_module("07_upsample")
 
 OUTPUTS = Path(__file__).parent / "outputs"
@@ -83,28 +86,46 @@ class ModelPreset:
     size: int
     train: TrainConfig
 
+    @property
+    def enlarges(self):
+        """Whether a small picture is given, on three more channels (07)."""
+        return self.network.in_channels in (6, 10)
 
-def _preset(name, sizes, train, upsampler_train):
+    @property
+    def inpaints(self):
+        """Whether a part of the picture is given, on four more channels (06)."""
+        return self.network.in_channels in (7, 10)
+
+
+def _preset(name, sizes, train, upsampler_train, *, tuning=({}, {})):
     """The models of a preset: base, upsampler, their inpainting variants with four more channels, and a noised
-    CLIP, if there are sizes for one. (A CLIP is two files when released: with it, a preset has all six.)"""
-    def models(part, size, train):
+    CLIP, if there are sizes for one. (A CLIP is two files when released: with it, a preset has all six.)
+
+    tuning  what is different when the base model and the upsampler are fine-tuned for inpainting
+    """
+    def models(part, size, train, tuning):
         net = unet.UNET[name + part]
         yield "", ModelPreset(net, diffusion.DIFFUSION[name + part], size, train)
         yield "inpaint", ModelPreset(replace(net, in_channels=net.in_channels + 4),
-                                     diffusion.DIFFUSION[name + part], size, train)
+                                     diffusion.DIFFUSION[name + part], size, replace(train, **tuning))
 
-    base = {kind or "base": m for kind, m in models("", sizes[0], train)}
-    large = {f"{kind}-upsampler".strip("-"): m for kind, m in models("-upsampler", sizes[1], upsampler_train)}
+    base = {kind or "base": m for kind, m in models("", sizes[0], train, tuning[0])}
+    large = {f"{kind}-upsampler".strip("-"): m for kind, m in models("-upsampler", sizes[1], upsampler_train, tuning[1])}
     clip = {"clip": ModelPreset(guidance.CLIP[name], diffusion.DIFFUSION[name], sizes[0], train)
             for name in (name,) if name in guidance.CLIP}
     return base | large | clip
 
 
 LARGE = (TrainConfig(), TrainConfig(steps=1_600_000, batch=512))
+# Both rates a quarter of what they were: nothing that was learned is to be lost. The upsampler has learned on squares,
+# then on whole pictures, where norms and attention meet other statistics; on squares it would forget those again.
+TINY_TUNING = (dict(steps=1200, lr=5e-4, text_lr=2.5e-5),
+               dict(steps=1200, lr=5e-4, text_lr=2.5e-5, batch=8, crop=None))
 PRESETS = {
     "tiny": _preset("tiny", (16, 64),
                     TrainConfig(2700, 64, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="middle"),
-                    TrainConfig(3600, 32, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="v", crop=32)),
+                    TrainConfig(3600, 32, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="v", crop=32),
+                    tuning=TINY_TUNING),
     "filtered": _preset("filtered", (64, 256), *LARGE),
     "paper": _preset("paper", (64, 256), *LARGE),
 }
@@ -115,14 +136,30 @@ PRESETS = {
 def world_batch(preset, tok, *, batch, difficulty, seed):
     """One batch of the little world for a model: x0 [B, 3, S, S] and its conditioning. Same seed, same batch.
 
-    The upsampler's low_res is the area-reduced picture, rounded to bytes, and both are cut to the same crop.
+    The upsampler's low_res is the area-reduced picture, rounded to bytes, and all it gets is cut to the same crop.
     """
     pictures, captions, _ = diffusion.world_pictures(batch, seed=seed, difficulty=difficulty)
     x0, cond = diffusion.reduce(pictures, preset.size), guidance.encode(captions, tok, preset.network.text.context)
-    if preset.network.in_channels > 3:
+    if preset.inpaints:
+        cond |= known_part(preset, x0, f"masks {seed}")
+    if preset.enlarges:
         low_res = upsample.round_to_bytes(diffusion.reduce(pictures, preset.size // upsample.FACTOR))
-        x0, cond["low_res"] = crop_both(x0, low_res, preset.train.crop or preset.size, random.Random(seed))
+
+        def cut(x):   # the same seed every time: the same squares
+            return crop_both(x, low_res, preset.train.crop or preset.size, random.Random(seed))
+        cond |= {name: cut(cond[name])[0] for name in ("inpaint_image", "inpaint_mask") if name in cond}
+        x0, cond["low_res"] = cut(x0)
     return x0, cond
+
+
+def known_part(preset, x0, seed):
+    """What an inpainting model is shown of pictures x0 [B, 3, S, S], itself to be drawn whole: a random part.
+
+    A mask has the base model's pixels, for both models draw into the same hole; the upsampler's are squares of them.
+    """
+    side = preset.size // (upsample.FACTOR if preset.enlarges else 1)
+    mask = inpaint.random_mask(len(x0), side, side, seed=seed)
+    return {"inpaint_image": x0, "inpaint_mask": F.interpolate(mask, size=preset.size, mode="nearest")}
 
 
 def crop_both(x0, low_res, size, rng):
@@ -248,8 +285,11 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
     def start_from(self, path):
-        """Begin with the weights of a file instead of random ones. ValueError if its sizes are others."""
+        """Begin with the weights of a file instead of random ones; an inpainting model also with those of a model
+        that knows no masks yet. ValueError if its sizes are others."""
         network = unet.UNet.load(path)
+        if network.config.in_channels + 4 == self.preset.network.in_channels:
+            network = inpaint.grow(network)
         if network.config != self.preset.network:
             raise ValueError(f"{path} is of another size than the model to be trained")
         self.model.load_state_dict(network.state_dict())
@@ -487,9 +527,12 @@ def sample_grid(trainer, path):
     preset = trainer.preset
     model = upsample.denoiser_of(in_bf16(trainer.ema.eval(), trainer.device), preset.network, preset.diffusion)
     cond = guidance.encode(SHOWN, trainer.tok, preset.network.text.context, trainer.device)
-    g = torch.Generator().manual_seed(0)
-    if preset.network.in_channels > 3:
-        pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
+    g, captions = torch.Generator().manual_seed(0), SHOWN
+    pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
+    if preset.inpaints:
+        known = known_part(preset, diffusion.reduce(pictures, preset.size), 0)
+        cond |= {name: value.to(trainer.device) for name, value in known.items()}
+    if preset.enlarges:
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
         process = diffusion.Diffusion.of(preset.diffusion, "fast27")
         drawn = upsample.upsample(model, low_res, process=process, generator=g, **cond)
@@ -497,7 +540,10 @@ def sample_grid(trainer, path):
         process, model = diffusion.Diffusion.of(preset.diffusion, "25"), guidance.classifier_free(model, 3)
         noise = torch.randn(len(SHOWN), 3, preset.size, preset.size, generator=g).to(trainer.device)
         drawn = process.ddim_sample(model, noise, **cond)
-    save_grid(drawn, SHOWN, path, title=f"after {trainer.step} steps")
+    if preset.inpaints:     # beside each drawing what was known for it, the hole grey
+        drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
+        captions = [text for caption in SHOWN for text in ("known", caption)]
+    save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
 
 
 def save_grid(pictures, captions, path, *, title="", columns=4):
@@ -568,7 +614,7 @@ def train(preset, out, *, difficulty="single", seed=0, device="cpu", start=None,
     """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png,
     loss.png, log.jsonl and checkpoint.pt, from which resume=True goes on. -> the path of weights.pt
 
-    start is a weight file of the same sizes to begin with, instead of random weights. Ctrl-C saves a checkpoint
+    start is a weight file to begin with instead of random weights, see `Trainer.start_from`. Ctrl-C saves a checkpoint
     and leaves.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -631,8 +677,9 @@ def print_rates(rates):
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description="Train a model of the little world.", allow_abbrev=False)
     add = parser.add_argument
-    add("model", nargs="?", default="base", choices=("base", "upsampler", "judge"))
-    add("--world", default="single", choices=("single", "full"), help="single things, or all the language says")
+    add("model", nargs="?", default="base", choices=("base", "upsampler", "inpaint", "inpaint-upsampler", "judge"))
+    add("--world", choices=("single", "full"),
+        help="single things, or all the language says (default: what --start was trained on, else single)")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
     add("--lr", type=float, help="the U-Net's learning rate (default: the preset's)")
@@ -640,10 +687,15 @@ def arguments(argv=None):
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
     add("--seed", type=seed, default=0)
     add("--out", type=Path, help="folder for weights, samples and curves (default: outputs/train-MODEL)")
-    add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones)")
+    add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones; to"
+                                   " inpaint, lessons/weights' base.pt or upsampler.pt, which get more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
+
+
+# Models that begin as others: what is fine-tuned, unless --start says otherwise.
+STARTS = {"inpaint": unet.WEIGHTS / "base.pt", "inpaint-upsampler": unet.WEIGHTS / "upsampler.pt"}
 
 
 def positive(text):
@@ -682,8 +734,10 @@ def main(argv=None):
         preset = PRESETS["tiny"][args.model]
         options = {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
         preset = replace(preset, train=replace(preset.train, **options))
-        weights = train(preset, out, difficulty=args.world, seed=args.seed, device=args.device,
-                        start=args.start, resume=args.resume, facts=facts)
+        start = args.start or STARTS.get(args.model)
+        world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
+        weights = train(preset, out, difficulty=world, seed=args.seed, device=args.device,
+                        start=start, resume=args.resume, facts=facts)
         print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
@@ -692,7 +746,8 @@ def main(argv=None):
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
     for name in said:
-        if name in {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop")}.get(args.model, ("size",)):
+        if name in {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"),
+                    "inpaint": ("size", "crop")}.get(args.model, ("size",)):
             raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")

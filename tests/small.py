@@ -40,9 +40,9 @@ def facts(kind, difficulty, folder):
     return {name: value for name, value in saved.items() if name not in ("config", "weights")}
 
 
-def save_models(folder, scratch, difficulty="full"):
-    """base.pt and upsampler.pt with random weights, complete in all else: -> folder."""
-    for kind in ("base", "upsampler"):
+def save_models(folder, scratch, difficulty="full", kinds=("base", "upsampler")):
+    """base.pt and upsampler.pt, or others, with random weights, complete in all else: -> folder."""
+    for kind in kinds:
         network = randomize(unet.UNet(preset(kind).network))
         unet.save_weights(folder / f"{kind}.pt", network, **facts(kind, difficulty, scratch))
     return folder

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 import small
 
-tokenizer, unet, diffusion, guidance, train = (import_module(m) for m in (
-    "01_tokenizer", "03_unet", "04_diffusion", "05_guidance", "08_train"))
+tokenizer, unet, diffusion, guidance, inpaint, train = (import_module(m) for m in (
+    "01_tokenizer", "03_unet", "04_diffusion", "05_guidance", "06_inpaint", "08_train"))
 KINDS = ["base", "upsampler"]
+TUNED = {"inpaint": "base", "inpaint-upsampler": "upsampler"}                # … and what they are fine-tuned from
 TOK = tokenizer.world_tokenizer()
 
 
@@ -60,9 +61,16 @@ def test_input_channels_follow_from_what_is_given(name):
     assert channels == {"base": 3, "inpaint": 7, "upsampler": 6, "inpaint-upsampler": 10}
 
 
+@pytest.mark.parametrize("kind", TUNED)
+def test_fine_tuning_is_short_and_gentle(kind):
+    tuning, first = (train.PRESETS["tiny"][name].train for name in (kind, TUNED[kind]))
+    assert tuning.steps * tuning.batch < first.steps * first.batch, "most is known already"
+    assert tuning.lr < first.lr and tuning.text_lr < first.text_lr and tuning.warmup and tuning.decay
+
+
 # --- Data ---
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *TUNED])
 def test_a_seed_is_a_batch(kind):
     def batch(seed):
         x0, cond = train.world_batch(small.preset(kind), TOK, batch=8, difficulty="full", seed=seed)
@@ -79,6 +87,36 @@ def test_the_small_picture_is_the_large_one_reduced():
     assert off <= 0.5 / 127.5 + 1e-5, f"low_res is {off:.3f} off; rounding to bytes explains {0.5 / 127.5:.4f}"
     bytes_ = (cond["low_res"] + 1) * 127.5
     assert (bytes_ - bytes_.round()).abs().max() < 1e-3, "low_res must be what an 8-bit file would hold"
+
+
+@pytest.mark.parametrize("kind, crop", [("inpaint", None), ("inpaint-upsampler", None), ("inpaint-upsampler", 32)])
+def test_what_is_known_is_the_picture_itself(kind, crop):
+    """x0 stays the whole true picture: the loss is over all of it, and the mask alone says what is shown."""
+    preset = small.preset(kind, crop=crop)
+    x0, cond = train.world_batch(preset, TOK, batch=24, difficulty="full", seed=3)
+    side = crop or preset.size
+    assert torch.equal(cond["inpaint_image"], x0) and x0.shape == (24, 3, side, side)
+    mask = cond["inpaint_mask"]
+    assert mask.shape == (24, 1, side, side) and set(mask.unique().tolist()) == {0.0, 1.0}
+    assert 0.1 < mask.mean() < 0.9 and len(mask.unique(dim=0)) > 10, "every picture its own mask"
+
+
+def test_an_upsamplers_mask_has_the_small_pictures_pixels_and_its_place(monkeypatch):
+    """Both models draw into one hole. Masks that can be told from the pictures: 1 where the small one is bright."""
+    pictures, _, _ = diffusion.world_pictures(24, seed=3, difficulty="full")
+    bright = (train.upsample.round_to_bytes(diffusion.reduce(pictures, 16))[:, :1] > 0.01).float()
+    monkeypatch.setattr(inpaint, "random_mask", lambda count, height, width, *, seed: bright)
+    for crop in (32, None):
+        preset = small.preset("inpaint-upsampler", crop=crop)
+        _, cond = train.world_batch(preset, TOK, batch=24, difficulty="full", seed=3)
+        here = (cond["low_res"][:, :1] > 0.01).float().repeat_interleave(4, 2).repeat_interleave(4, 3)
+        assert torch.equal(cond["inpaint_mask"], here), f"crop {crop}: picture, mask and low_res are cut at one place"
+
+
+def test_the_upsamplers_small_picture_has_no_hole():
+    """In use it comes from the base model, which has filled the hole already."""
+    x0, cond = train.world_batch(small.preset("inpaint-upsampler"), TOK, batch=24, difficulty="full", seed=3)
+    assert (F.avg_pool2d(x0, 4) - cond["low_res"]).abs().max() <= 0.5 / 127.5 + 1e-5
 
 
 def test_crops_reach_every_place_and_differ():
@@ -228,7 +266,7 @@ def test_the_preset_decides_what_the_loss_weighs(monkeypatch, weighting):
     assert (asked[0] is None and expected is None) or torch.equal(asked[0], expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *TUNED])
 def test_every_denoiser_answers_noise(kind):
     """Even where the network predicts v. At t = 999 nearly all of x is noise, so ε̂ is nearly x."""
     trainer = train.Trainer(small.preset(kind))
@@ -429,6 +467,69 @@ def test_weights_of_another_size_are_no_start(undisturbed):
     one_line(refusal.value)
 
 
+# --- Fine-tuning for inpainting ---
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A base model and an upsampler with random weights, to be fine-tuned."""
+    return small.save_models(tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_an_inpainting_model_begins_as_the_trained_one_grown(plain, kind):
+    start = plain / f"{TUNED[kind]}.pt"
+    trainer, grown = train.Trainer(small.preset(kind)), inpaint.grow(unet.UNet.load(start)).state_dict()
+    trainer.start_from(start)
+    assert same(dict(trainer.model.state_dict()), dict(grown)) and same(dict(trainer.ema.state_dict()), dict(grown))
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_one_step_makes_the_new_channels_heard(plain, kind):
+    trainer = train.Trainer(small.preset(kind, warmup=0, crop=None if kind == "inpaint" else 32))
+    trainer.start_from(plain / f"{TUNED[kind]}.pt")
+    assert not trainer.model.enter.weight[:, 3:7].any(), "at first the known part is not heard"
+    trainer.advance()
+    assert trainer.model.enter.weight[:, 3:7].abs().amax((0, 2, 3)).min() > 0, "after one step each of its channels is"
+
+
+def test_fine_tuning_can_go_on_from_a_fine_tuned_model(plain, tmp_path, quiet):
+    first = train.train(small.preset("inpaint", steps=1), tmp_path / "first", start=plain / "base.pt")
+    trainer = train.Trainer(small.preset("inpaint"))
+    trainer.start_from(first)
+    assert same(dict(trainer.model.state_dict()), unet.read_weights(first)["weights"]), "as they are, not grown again"
+
+
+@pytest.mark.parametrize("kind, other", [("inpaint", "upsampler"), ("inpaint-upsampler", "base"), ("base", "upsampler")])
+def test_weights_of_another_kind_are_not_grown_into_it(plain, kind, other):
+    with pytest.raises(ValueError, match="another size") as refusal:
+        train.Trainer(small.preset(kind)).start_from(plain / f"{other}.pt")
+    one_line(refusal.value)
+
+
+def test_stopped_fine_tuning_goes_on_as_if_nothing_had_happened(plain, tmp_path, quiet):
+    options = {"seed": 3, "start": plain / "base.pt", "difficulty": "full"}
+    train.train(small.preset("inpaint", steps=3), tmp_path / "whole", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(SystemExit):
+            train.train(small.preset("inpaint", steps=3), tmp_path / "cut", **options)
+    train.train(small.preset("inpaint", steps=3), tmp_path / "cut", resume=True, **options)
+    one, other = (lasting(read(tmp_path / name / "checkpoint.pt")) for name in ("whole", "cut"))
+    assert same(one, other), "weights, average, optimiser and masks must be the undisturbed run's, bit for bit"
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_samples_show_what_was_known_beside_what_was_drawn(monkeypatch, tmp_path, kind):
+    seen = {}
+    monkeypatch.setattr(train, "save_grid", lambda x, captions, path, title: seen.update(x=x, captions=captions))
+    train.sample_grid(train.Trainer(small.preset(kind)), tmp_path / "samples.png")
+    known, preset = seen["x"][::2], small.preset(kind)
+    real = diffusion.reduce(train.real_pictures([scene(caption) for caption in train.SHOWN]), preset.size)
+    assert seen["x"].shape == (16, 3, preset.size, preset.size) and seen["captions"][1::2] == list(train.SHOWN)
+    hole = (known == 0).all(1, keepdim=True).expand_as(known)
+    assert torch.equal(known[~hole], real[~hole]) and 0.1 < hole.float().mean() < 0.9, "the picture, its hole grey"
+
+
 # --- The judge ---
 
 def scene(caption):
@@ -585,6 +686,25 @@ def test_the_command_trains_and_says_what_comes_next(tmp_path):
     assert saved["config"] == asdict(train.PRESETS["tiny"]["base"].network)
 
 
+@pytest.mark.parametrize("kind", TUNED)
+def test_the_command_fine_tunes_the_shipped_model(kind, tmp_path, quiet):
+    """Without --start and --world: of the course's own weights, on what they were trained on."""
+    train.main([kind, "--steps", "1", "--batch", "2", "--lr", "1e-9", "--out", str(tmp_path)])
+    saved, first = (unet.read_weights(path) for path in (tmp_path / "weights.pt", unet.WEIGHTS / f"{TUNED[kind]}.pt"))
+    assert saved["config"] == asdict(train.PRESETS["tiny"][kind].network) and saved["difficulty"] == first["difficulty"]
+    name = "up.0.steps.0.block.conv1.weight"
+    off = (saved["weights"][name] - first["weights"][name]).abs().max()
+    assert off < 1e-6, "at a rate of next to nothing they stay the shipped ones"
+
+
+def test_the_world_is_that_of_the_first_weights_unless_one_says_otherwise(plain, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "train", lambda *args, difficulty, start, **rest: asked.append((start, difficulty)))
+    for argv in ([], ["--start", plain / "base.pt"], ["--start", plain / "base.pt", "--world", "single"]):
+        train.main([str(word) for word in ("base", "--out", tmp_path, *argv)])
+    assert asked == [(None, "single"), (plain / "base.pt", "full"), (plain / "base.pt", "single")]
+
+
 def refused(argv, capfd):
     with pytest.raises(SystemExit) as end:
         train.main([str(word) for word in argv])
@@ -610,7 +730,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capfd, mo
 
 
 @pytest.mark.parametrize("argv", [["judge", "--world", "full"], ["judge", "--batch", 4], ["judge", "--resume"],
-                                  ["--crop", 64], ["base", "--size", 32], ["upsampler", "--size", 64]])
+                                  ["--crop", 64], ["base", "--size", 32], ["upsampler", "--size", 64],
+                                  ["inpaint", "--crop", 32], ["inpaint-upsampler", "--size", 64]])
 def test_an_option_is_never_passed_over_in_silence(argv, tmp_path, capfd):
     lines = refused([*argv, "--out", tmp_path / "run"], capfd)
     assert len(lines) == 1 and next(word for word in argv if str(word).startswith("--")) in lines[0], lines
