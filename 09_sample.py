@@ -12,10 +12,13 @@ captions came out right, and how many could have: the judge's own ceiling on rea
 that renames OpenAI's released weights to ours and back, so that the same U-Net runs them.
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: base and upsampler; section 5: guidance
-3); the steps of the upsampler: the released notebooks; score intervals: Wilson 1927, J. Am. Stat. Assoc. 22.
+3); the steps of the upsampler: the released notebooks; from a sketch: SDEdit, Meng et al. 2021, arXiv 2108.01073;
+score intervals: Wilson 1927, J. Am. Stat. Assoc. 22.
 
     python 09_sample.py "a red heart above a blue umbrella"     about five seconds
     python 09_sample.py "a small green star" --n 8 --seed 3 --scale 5 --steps 50 --sampler ddpm
+    python 09_sample.py "a blue star" --image x.png --box 0.5,0,1,1    draws into the right half of a picture
+    python 09_sample.py "a red heart" --init sketch.png                makes a drawing into a picture
     python 09_sample.py --measure                               some minutes: caption accuracy, with intervals
     python 09_sample.py --preset filtered --fetch               OpenAI's base model and upsampler, about 3.1 GB
 """
@@ -75,6 +78,7 @@ class Sampling:
     scale: float = 3.0        # of guidance; the upsampler has none
     guide: str = "free"       # "free": classifier-free guidance; "clip": the noised CLIP's gradient
     batch: int = 64           # pictures at a time
+    sketch: object = None     # a Sketch to begin with, instead of noise alone
 
     @classmethod
     def of(cls, preset, part):
@@ -149,11 +153,11 @@ def draw_small(base, prompts, *, generator, known=None, clip=None, watch=None, *
 
     generator  one, or a list of one for each picture;  known  a Known: draw only what it leaves open
     clip       a Clip, for guide="clip";  watch(x0, left)  sees each predicted picture
-    how        changes of base.sampling: steps, sampler, scale, guide
+    how        changes of base.sampling: steps, sampler, scale, guide, sketch
     """
     how = replace(base.sampling, **how)
-    process = diffusion.Diffusion.of(base.process, how.steps)
-    x_T = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
+    noise = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
+    process, x_T = beginning(base, how, noise)
     given, x0_fn = drawing_around(known, base)
     model, grad_fn = guidance.classifier_free(base.denoiser, how.scale), None
     if how.guide == "clip":
@@ -161,6 +165,19 @@ def draw_small(base, prompts, *, generator, known=None, clip=None, watch=None, *
     return getattr(process, f"{how.sampler}_sample")(
         model, x_T, generator=generator, grad_fn=grad_fn, x0_fn=watching(watch, len(process.timesteps), x0_fn),
         **{name: value.expand(len(x_T), -1, -1, -1) for name, value in given.items()}, **base.encode(prompts))
+
+
+def beginning(base, how, noise):
+    """-> the process to walk and where its walk begins: at noise [B, 3, S, S] or, with a sketch, on the way from there.
+
+    The sketch is noised so far that its details are drowned and its composition is not, and only the rest of the way
+    is walked, to a picture that the model finds likely: SDEdit [section 3.2].
+    """
+    if how.sketch is None:
+        return diffusion.Diffusion.of(base.process, how.steps), noise
+    process = diffusion.Diffusion.of(base.process, how.steps, how.sketch.strength)
+    t = torch.full((len(noise),), process.timesteps[-1])
+    return process, process.q_sample(pixels(how.sketch.picture, base.size).to(noise), t, noise)
 
 
 def enlarge(upsampler, low_res, prompts, *, generator, known=None, watch=None, **how):
@@ -233,7 +250,21 @@ def watching(watch, steps, x0_fn=None):
     return watched if watch else x0_fn
 
 
-# --- Drawing into a picture --------------------------------------------------------------------------
+# --- Drawing into a picture, and over one ------------------------------------------------------------
+
+def pixels(picture, size):
+    """An RGB image of any size as [1, 3, size, size] in [-1, 1]."""
+    filter = Image.BOX if min(picture.size) >= size else Image.BICUBIC
+    return torch.from_numpy(np.array(picture.resize((size, size), filter))).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+@dataclass
+class Sketch:
+    """A drawing to begin with."""
+
+    picture: Image.Image    # RGB
+    strength: float = 0.6   # above 0: how much of the walk is left to the model; at 1 hardly a trace of it stays
+
 
 @dataclass
 class Known:
@@ -245,10 +276,8 @@ class Known:
 
     def at(self, size, device):
         """-> the picture [1, 3, size, size] in [-1, 1] and its mask [1, 1, size, size], 1 = known."""
-        filter = Image.BOX if min(self.picture.size) >= size else Image.BICUBIC
-        picture = torch.from_numpy(np.array(self.picture.resize((size, size), filter))).permute(2, 0, 1)
         mask = torch.from_numpy(np.array(self._mask((size, size)))) == 0
-        return picture[None].to(device) / 127.5 - 1, mask[None, None].to(device, torch.float32)
+        return pixels(self.picture, size).to(device), mask[None, None].to(device, torch.float32)
 
     def _mask(self, size):
         """White where half or more of a small pixel is to be drawn; larger ones are made of those, as squares."""
@@ -257,7 +286,10 @@ class Known:
 
     def put_back(self, drawn):
         """A drawn picture, uint8 [3, H, W], at the known one's size, with the known pixels themselves: an image."""
-        page = Image.fromarray(drawn.permute(1, 2, 0).numpy()).resize(self.picture.size, Image.BICUBIC)
+        page = Image.fromarray(drawn.permute(1, 2, 0).numpy())
+        # A picture of squares, as `sheet` makes them of the tiny models' pixels, stays one; others are smooth.
+        squares = self.picture.resize(page.size, Image.BOX).resize(self.picture.size, Image.NEAREST) == self.picture
+        page = page.resize(self.picture.size, Image.NEAREST if squares else Image.BICUBIC)
         return Image.composite(page, self.picture, self._mask(self.picture.size))
 
 
@@ -601,15 +633,44 @@ def read_picture(path, mode):
 
 
 def read_known(args, small):
-    """--image and --mask as a Known; None without them."""
-    if args.image is None and args.mask is None:
+    """--image and --mask or --box as a Known; None without them."""
+    if args.image is None and args.mask is None and args.box is None:
         return None
-    if args.image is None or args.mask is None:
-        raise ValueError("--image and --mask belong together: a picture, and one of where to draw (white)")
-    known = Known(read_picture(args.image, "RGB"), read_picture(args.mask, "L"), small)
+    if args.image is None or (args.mask is None) == (args.box is None):
+        raise ValueError("--image goes with --mask, a picture of where to draw (white), or with --box, which part of it;"
+                         " with one of the two")
+    hole = boxed(args.box) if args.mask is None else read_picture(args.mask, "L")
+    known = Known(read_picture(args.image, "RGB"), hole, small)
     if known.at(small, "cpu")[1].all():
-        raise ValueError(f"{args.mask} leaves nothing to draw: white is where it shall draw, and there is none")
+        why = (f"{args.mask} leaves nothing to draw: white is where it shall draw, and there is none" if args.mask else
+               f"--box {args.box} leaves nothing to draw: it covers no pixel of the {small}×{small} that are drawn")
+        raise ValueError(why)
     return known
+
+
+def boxed(text):
+    """left,top,right,bottom, in fractions of the sides of any picture, as a hole: an image white there."""
+    try:
+        left, top, right, bottom = corners = [float(number) for number in text.split(",")]
+    except ValueError:
+        left = top = right = bottom = math.nan
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(f"--box {text!r} is not left,top,right,bottom: four numbers from 0 to 1, the left below the "
+                         "right and the top below the bottom one, such as 0.5,0,1,0.5")
+    hole = Image.new("L", (1024, 1024))
+    hole.paste(255, tuple(round(1024 * number) for number in corners))
+    return hole
+
+
+def read_sketch(args):
+    """--init and --strength as a Sketch; None without them."""
+    if args.init is None:
+        if args.strength is not None:
+            raise ValueError("--strength says how much of --init FILE, a drawing to begin with, may change; give both")
+        return None
+    if args.image is not None or args.mask is not None or args.box is not None:
+        raise ValueError("--init changes a whole drawing, --image only what --mask or --box names; give one of the two")
+    return Sketch(read_picture(args.init, "RGB"), args.strength or Sketch.strength)
 
 
 class Watch:
@@ -657,8 +718,11 @@ def arguments(argv=None):
     add("--steps", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default: tiny 25, else 150)")
     add("--sampler", choices=("ddim", "ddpm", "dpm"), help="of the base model (default: tiny ddim, else ddpm)")
     add("--upsampler-steps", default="fast27", help="likewise (default fast27)")
-    add("--image", type=Path, help="a picture to draw into, where --mask is white")
+    add("--image", type=Path, help="a picture to draw into, where --mask is white or in --box")
     add("--mask", type=Path, help="white = draw here, black = leave as it is; any size")
+    add("--box", metavar="LEFT,TOP,RIGHT,BOTTOM", help="draw here, in fractions: 0.5,0,1,1 is the right half")
+    add("--init", type=Path, help="a drawing to begin with")
+    add("--strength", type=strength, help="how much of it may change, above 0 to 1 (default 0.6)")
     add("--candidates", type=train.positive, help="with --rerank: draw so many small pictures (default 16) …")
     add("--rerank", action="store_true", help="… and enlarge those --n that a noised CLIP finds fit best")
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
@@ -681,6 +745,12 @@ def arguments(argv=None):
 def finite(text):
     if not math.isfinite(float(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return float(text)
+
+
+def strength(text):
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
     return float(text)
 
 
@@ -761,11 +831,17 @@ def load_released(args, folder, part):
     return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
 
 
+def for_inpainting(folder=None):
+    """The kinds of model to draw into a picture with; of a folder that lacks one, the one that was not fine-tuned."""
+    kinds = {"base": "inpaint", "upsampler": "inpaint-upsampler"}
+    return {part: kind if folder is None or (folder / f"{kind}.pt").exists() else part for part, kind in kinds.items()}
+
+
 def loaders(args):
     """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now."""
     kinds = {"base": "base", "upsampler": "upsampler"}
-    if args.image is not None and args.preset != "tiny":
-        kinds = {"base": "inpaint", "upsampler": "inpaint-upsampler"}
+    if args.image is not None:
+        kinds = for_inpainting(args.weights if args.preset == "tiny" else None)
     if args.rerank or args.guide == "clip":
         kinds["clip"] = "clip"
     if args.random_weights:
@@ -799,12 +875,12 @@ def sample(args):
     for spec in (args.steps or "1", args.upsampler_steps):
         diffusion.respace(steps, spec)                   # an impossible walk is refused before any work
     args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
-    known = read_known(args, train.PRESETS[args.preset]["base"].size)
+    sketch, known = read_sketch(args), read_known(args, train.PRESETS[args.preset]["base"].size)
     out, watch = target(args), Watch()
     how = {name: value for name in ("scale", "steps", "sampler", "batch") if (value := getattr(args, name)) is not None}
     large = {"steps": args.upsampler_steps} | ({"batch": args.batch} if args.batch else {})
     print(", ".join([repr(args.prompt), f"seed {args.seed}", *(f"{name} {value}" for name, value in how.items())]))
-    pictures = generate(args.prompt, n=args.n or 1, seed=args.seed, watch=watch, known=known, large=large,
+    pictures = generate(args.prompt, n=args.n or 1, seed=args.seed, watch=watch, known=known, large=large, sketch=sketch,
                         guide=args.guide, candidates=(args.candidates or 16) if args.rerank else None, **models, **how)
     if known is not None:
         pictures = torch.stack([torch.from_numpy(np.array(known.put_back(p))).permute(2, 0, 1) for p in pictures])

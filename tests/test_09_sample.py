@@ -266,6 +266,49 @@ def test_accuracy_counts_the_captions_that_came_out_right(models, monkeypatch):
     assert sample.caption_accuracy(models["base"], None, "with red", 4, batch=3, steps=2) == (right, 4)
 
 
+# --- From a sketch ---
+
+def ring(size=48, color="red"):
+    """A drawing of another size than the models': a square frame on white."""
+    picture = Image.new("RGB", (size, size), "white")
+    picture.paste(color, (size // 6, size // 6, size - size // 6, size - size // 6))
+    picture.paste("white", (size // 3, size // 3, size - size // 3, size - size // 3))
+    return picture
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.6, 1.0])
+def test_a_walk_begins_with_the_sketch_noised_so_far(models, strength):
+    """x_t = √ᾱ_t·sketch + √(1-ᾱ_t)·ε at the kept timestep nearest to strength·999."""
+    base, noise = models["base"], torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    how = replace(base.sampling, steps="50", sketch=sample.Sketch(ring(), strength))
+    process, x = sample.beginning(base, how, noise)
+    kept = diffusion.respace(1000, "50")
+    t = min(kept, key=lambda step: abs(step - 999 * strength))
+    share = math.cos((t + 1 + 8) / 1008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2   # ᾱ_t, cosine
+    drawing = sample.pixels(ring(), 16)
+    assert process.timesteps == [step for step in kept if step <= t]
+    assert torch.allclose(x, math.sqrt(share) * drawing + math.sqrt(1 - share) * noise, atol=2e-3)
+
+
+def test_without_a_sketch_a_walk_begins_at_noise(models):
+    noise = torch.randn(1, 3, 16, 16)
+    process, x = sample.beginning(models["base"], models["base"].sampling, noise)
+    assert x is noise and process.timesteps == diffusion.respace(1000, "25")
+
+
+def test_little_strength_changes_little(models):
+    drawn = sample.draw_small(models["base"], [PROMPT], generator=torch.Generator().manual_seed(0), scale=1.0,
+                              sketch=sample.Sketch(ring(), 1e-3))
+    assert (drawn - sample.pixels(ring(), 16)).abs().max() < 0.2, "one step away from the drawing, even at random weights"
+
+
+def test_a_sketch_shortens_the_small_pictures_walk_only(models):
+    seen = []
+    sample.generate(PROMPT, **models, seed=1, steps="10", sketch=sample.Sketch(ring(), 0.45), large={"steps": "3"},
+                    watch=lambda stage, x0, left: seen.append(stage))
+    assert seen == ["base"] * 5 + ["upsampler"] * 3, "of ten steps those from 444 = 0.444·999 on: 444, 333, 222, 111, 0"
+
+
 # --- The command line ---
 
 def main(capfd, *argv):
@@ -335,6 +378,20 @@ REFUSALS = {
     "a file that is there": ([PROMPT, "--out", "{tmp}/there.png"], "exists already"),
     "a strip that is there": ([PROMPT, "--out", "{tmp}/other.png"], "other-steps.png exists already"),
     "a folder of that name": ([PROMPT, "--out", "{tmp}/folder.png"], "exists already"),
+    "a box of three": ([PROMPT, "--image", "{tmp}/x.png", "--box", "0,0,1"], "four numbers"),
+    "a box of words": ([PROMPT, "--image", "{tmp}/x.png", "--box", "left,top,right,bottom"], "four numbers"),
+    "a box inside out": ([PROMPT, "--image", "{tmp}/x.png", "--box", "0.5,0,0.2,1"], "0.5,0,0.2,1"),
+    "a box upside down": ([PROMPT, "--image", "{tmp}/x.png", "--box", "0,1,1,0"], "0,1,1,0"),
+    "a box beyond the picture": ([PROMPT, "--image", "{tmp}/x.png", "--box", "0,0,1,1.5"], "from 0 to 1"),
+    "a box of no numbers": ([PROMPT, "--image", "{tmp}/x.png", "--box", "0,nan,1,1"], "four numbers"),
+    "a box too small": ([PROMPT, "--image", "{tmp}/x.png", "--box", "0.5,0.5,0.51,0.51"], "leaves nothing to draw"),
+    "a box without a picture": ([PROMPT, "--box", "0,0,1,1"], "--image"),
+    "a box and a mask": ([PROMPT, "--image", "{tmp}/x.png", "--mask", "{tmp}/x.png", "--box", "0,0,1,1"], "one of the two"),
+    "a sketch and a picture": ([PROMPT, "--init", "{tmp}/x.png", "--image", "{tmp}/x.png", "--box", "0,0,1,1"], "--init"),
+    "a sketch and a mask": ([PROMPT, "--init", "{tmp}/x.png", "--mask", "{tmp}/x.png"], "--init"),
+    "a sketch that is not there": ([PROMPT, "--init", "{tmp}/nowhere.png"], "nowhere.png"),
+    "a sketch that is no picture": ([PROMPT, "--init", "{tmp}/file"], "no picture"),
+    "strength without a sketch": ([PROMPT, "--strength", "0.5"], "--init"),
     "no judge": (["--measure", "--n", "1"], "judge-16.pt"),
 }
 
@@ -344,13 +401,14 @@ def test_what_cannot_be_done_is_refused_in_one_line(case, weights, tmp_path, cap
     for name in ("file", "there.png", "other-steps.png"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "folder.png").mkdir()
+    ring(64).save(tmp_path / "x.png")
     argv, word = REFUSALS[case]
     argv = [part.format(tmp=tmp_path) for part in argv]
     status, _, err = main(capfd, *argv, *([] if "--weights" in argv else ["--weights", weights]))
     assert status == 2, "a refusal ends with status 2"
     assert len(err) == 1 and err[0].startswith("09_sample.py: ") and word in err[0], err
     left = {p.name for p in tmp_path.iterdir()}
-    assert left == {"file", "there.png", "other-steps.png", "folder.png"}, "nothing new may be left behind"
+    assert left == {"file", "there.png", "other-steps.png", "folder.png", "x.png"}, "nothing new may be left behind"
     assert all((tmp_path / name).read_text() == "mine" for name in ("file", "there.png", "other-steps.png"))
 
 
@@ -362,11 +420,101 @@ def test_an_unknown_word_is_answered_with_the_known_ones(weights, capfd):
 @pytest.mark.parametrize("argv", [["--n", "0"], ["--n", "two"], ["--scale", "nan"], ["--scale", "inf"], ["--scale", "1e999"],
                                   ["--scale", "much"], ["--sampler", "foo"], ["--seed", "-1"], ["--seed", "1.5"],
                                   ["--seed", str(10 ** 30)], ["--device", "warp9"], ["--device", "meta"],
+                                  ["--strength", "0"], ["--strength", "1.1"], ["--strength", "nan"],
                                   ["--step", "5"], ["--frobnicate"]])
 def test_wrong_options_are_refused(argv, weights, tmp_path, capfd):
     status, _, err = main(capfd, PROMPT, "--weights", weights, "--out", tmp_path / "a.png", *argv)
     assert status == 2 and "error:" in err[-1] and argv[-1] in err[-1], err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm"])
+def test_a_sketch_and_a_prompt_become_a_file(weights, tmp_path, capfd, sampler):
+    ring().save(tmp_path / "ring.png")
+    drawn = {}
+    for strength in ("0.3", "0.6"):
+        out = tmp_path / f"{strength}.png"
+        status, _, err = main(capfd, PROMPT, "--init", tmp_path / "ring.png", "--strength", strength, "--sampler", sampler,
+                              "--weights", weights, "--seed", 1, "--steps", 5, "--upsampler-steps", 2, "--out", out)
+        assert status == 0, err
+        drawn[strength] = out.read_bytes()
+    assert drawn["0.3"] != drawn["0.6"]
+
+
+# --- Drawing into a picture ---
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, scratch):
+    """A folder that holds all four tiny models."""
+    kinds = ("base", "upsampler", "inpaint", "inpaint-upsampler")
+    return small.save_models(tmp_path_factory.mktemp("tuned"), scratch, kinds=kinds)
+
+
+def edited(capfd, folder, out, *where):
+    """09 draws into a ring of 64 pixels: the picture that it leaves, as an array."""
+    image = out.with_name("x.png")
+    ring(64).save(image)
+    status, _, err = main(capfd, PROMPT, "--image", image, *where, "--weights", folder, "--seed", 1, "--steps", 2,
+                          "--upsampler-steps", 2, "--out", out)
+    assert status == 0, err
+    return np.asarray(Image.open(out))
+
+
+@pytest.mark.parametrize("folder", ["weights", "tuned"])
+def test_a_box_is_a_mask_that_is_white_there(folder, request, tmp_path, capfd):
+    folder, hole = request.getfixturevalue(folder), Image.new("L", (64, 64))
+    hole.paste(255, (32, 0, 64, 16))
+    hole.save(tmp_path / "hole.png")
+    by_mask = edited(capfd, folder, tmp_path / "mask.png", "--mask", tmp_path / "hole.png")
+    by_box = edited(capfd, folder, tmp_path / "box.png", "--box", "0.5,0,1,0.25")
+    assert np.array_equal(by_mask, by_box)
+    inside = np.zeros((64, 64), bool)
+    inside[:16, 32:] = True
+    before = np.asarray(ring(64))
+    assert np.array_equal(by_box[~inside], before[~inside]), "outside the box not a bit may change"
+    assert not np.array_equal(by_box[inside], before[inside])
+
+
+@pytest.mark.parametrize("there", [[], ["inpaint"], ["inpaint-upsampler"], ["inpaint", "inpaint-upsampler"]])
+def test_fine_tuned_weights_are_used_where_there_are_some(there, tuned, tmp_path):
+    for kind in ["base", "upsampler", *there]:
+        (tmp_path / f"{kind}.pt").write_bytes((tuned / f"{kind}.pt").read_bytes())
+
+    def parts(*argv):
+        models = sample.loaders(sample.arguments([PROMPT, "--weights", str(tmp_path), *argv]))
+        return [models[name]().part for name in ("base", "upsampler")]
+    assert parts() == ["base", "upsampler"], "they are for drawing into pictures"
+    pairs = ("base", "inpaint"), ("upsampler", "inpaint-upsampler")
+    expected = [kind if kind in there else plain for plain, kind in pairs]
+    assert parts("--image", "x.png") == expected
+
+
+def test_fine_tuned_models_see_what_they_draw_into(tuned, tmp_path, capfd, monkeypatch):
+    seen, real = [], sample.Model.load
+
+    def load(*args, **options):
+        model = real(*args, **options)
+        inner = model.denoiser
+        model.denoiser = lambda x, t, **cond: seen.append((model.part, cond)) or inner(x, t, **cond)
+        return model
+    monkeypatch.setattr(sample.Model, "load", load)
+    edited(capfd, tuned, tmp_path / "a.png", "--box", "0.5,0,1,1")
+    assert {part for part, _ in seen} == {"inpaint", "inpaint-upsampler"}
+    for part, cond in seen:
+        side = 16 if part == "inpaint" else 64
+        expected = sample.pixels(ring(64), side)
+        assert torch.allclose(cond["inpaint_image"][:1], expected) and cond["inpaint_mask"].shape[1:] == (1, side, side)
+        assert (cond["inpaint_mask"][..., :side // 2] == 1).all() and not cond["inpaint_mask"][..., side // 2:].any()
+
+
+@pytest.mark.parametrize("zoom, filter", [(1, Image.NEAREST), (5, Image.NEAREST), (5, Image.BICUBIC)])
+def test_a_picture_of_squares_stays_one(zoom, filter):
+    """What 09 shows of the tiny models is enlarged to squares; what is drawn into that must be, too."""
+    picture, hole = ring(64).resize((64 * zoom,) * 2, filter), Image.new("L", (4, 4), 255)
+    drawn = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    page = np.asarray(sample.Known(picture, hole, 16).put_back(drawn))
+    squares = np.array_equal(page, np.repeat(np.repeat(page[::zoom, ::zoom], zoom, 0), zoom, 1))
+    assert squares == (filter == Image.NEAREST)
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "html", "empty", "a judge", "no facts", "swapped", "released"])
