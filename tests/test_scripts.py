@@ -53,3 +53,18 @@ def test_a_command_explains_itself(name, copy):
     done = small.run(name, "--help", cwd=copy)
     assert done.returncode == 0 and done.stdout.startswith("usage:") and name in done.stdout, done.stderr
     assert not (copy / "outputs" / "train-base").exists(), "asking for help must not start anything"
+
+
+def test_a_scene_is_built_in_turns(tmp_path):
+    """Weights that know nothing draw nothing; but each turn changes one quarter of the picture before and no other."""
+    weights = small.save_models(tmp_path / "weights", tmp_path / "scratch")
+    done = small.run("lessons/story.py", tmp_path / "tale.png", "--weights", weights)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("python 09_sample.py") == 3 and "--box" in done.stdout, "one command a turn, and told"
+    turns = [np.asarray(Image.open(tmp_path / f"tale-{k}.png")) for k in (1, 2, 3)]
+    side = len(turns[0]) // 2
+    for before, after in zip(turns, turns[1:]):
+        changed = [not np.array_equal(before[r:r + side, c:c + side], after[r:r + side, c:c + side])
+                   for r in (0, side) for c in (0, side)]
+        assert sum(changed) == 1, "what was there before stays to the last bit"
+    assert (tmp_path / "tale.png").exists()
