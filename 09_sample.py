@@ -183,11 +183,11 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
     watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
     known  as for draw_small;  how, large  changes of the base model's and the upsampler's sampling
     """
-    large = large or {}
+    large, guide = large or {}, opened(clip) if how.get("guide") == "clip" else None
 
     def draw(model, places):
         return draw_small(model, [prompt] * len(places), generator=dice(seed, "base", places), known=known,
-                          clip=opened(clip) if how.get("guide") == "clip" else None, watch=told(watch, "base"), **how)
+                          clip=guide, watch=told(watch, "base"), **how)
 
     def enlarge_some(model, places):
         return enlarge(model, small[places], [prompt] * len(places), generator=dice(seed, "upsampler", places),
@@ -195,7 +195,9 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
 
     small = in_batches(draw, opened(base), candidates or n, how)
     if candidates:
-        small = small[opened(clip).fit(small, [prompt] * candidates).argsort(descending=True)[:n].to(small.device)]
+        fit = (guide or opened(clip)).fit(small, [prompt] * candidates)
+        small = small[fit.argsort(descending=True)[:n].to(small.device)]
+    guide = None   # the upsampler has the memory to itself
     pictures = in_batches(enlarge_some, opened(upsampler), n, large)
     if not torch.isfinite(pictures).all():
         raise ValueError("the numbers grew beyond what 16 bits hold; --dtype float32 has room for them")
