@@ -770,11 +770,11 @@ def loaders(args):
         kinds = {"base": "inpaint", "upsampler": "inpaint-upsampler"}
     if args.rerank or args.guide == "clip":
         kinds["clip"] = "clip"
+    if args.preset == "tiny" and "clip" in kinds:
+        raise ValueError("the tiny weights come without a CLIP; --preset filtered has one")
     if args.random_weights:
         load = partial(load_random, args)
     elif args.preset == "tiny":
-        if "clip" in kinds:
-            raise ValueError("the tiny weights come without a CLIP; --preset filtered has one")
         load = partial(load_tiny, args)
     elif args.preset == "paper":
         raise ValueError("nobody has published weights of the paper's size; --random-weights shows whether they would run")
