@@ -200,7 +200,7 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
     guide = None   # the upsampler has the memory to itself
     pictures = in_batches(enlarge_some, opened(upsampler), n, large)
     if not torch.isfinite(pictures).all():
-        raise ValueError("the numbers grew beyond what 16 bits hold; --dtype float32 has room for them")
+        raise ValueError("the numbers grew beyond what this --dtype holds; try float32, or a smaller --scale")
     return train.to_bytes(pictures).cpu()
 
 
