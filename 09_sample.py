@@ -753,14 +753,25 @@ def load_random(args, part):
 def load_released(args, folder, part):
     """One of OpenAI's models, or their CLIP, out of the cache folder."""
     files = {name: folder / entry.file for name, entry in RELEASED.items()}
+    preset = train.PRESETS["filtered"][part]
     if part == "clip":
-        clip = load_openai_clip(read_released(files["clip-image"]), read_released(files["clip-text"]))
+        clip = of_files(load_openai_clip, preset.network, files["clip-image"], files["clip-text"])
         return Clip(clip.to(args.device), tokenizer.CLIPTokenizer.from_file(files["clip-merges"]), args.device)
-    network = released_unet(read_released(files[part]))
-    preset, tok = train.PRESETS["filtered"][part], tokenizer.BPETokenizer.from_gpt2(files["merges"])
-    if network.config != preset.network:
-        raise ValueError(f"{files[part]} is of another model than the released {part}; remove it and fetch it anew")
+    network, tok = of_files(released_unet, preset.network, files[part]), tokenizer.BPETokenizer.from_gpt2(files["merges"])
     return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
+
+
+def of_files(load, config, *paths):
+    """load(what the files hold), a network of these sizes; ValueError, one line that names the files, for another."""
+    weights = [read_released(path) for path in paths]
+    try:
+        network = load(*weights)
+        if network.config != config:
+            raise ValueError("its sizes are others")
+    except ValueError as e:
+        files = " or ".join(map(str, paths))
+        raise ValueError(f"{files} is of another model than the released one; remove it and fetch it anew: {e}") from None
+    return network
 
 
 def loaders(args):
