@@ -586,14 +586,15 @@ def read_picture(path, mode):
     nothing to draw (black) in L. ValueError, one line, for what is no single picture."""
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{path} holds {image.n_frames} pictures; save the one that is meant by itself")
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)   # MPO: a camera's JPEG, with extras
             image = ImageOps.exif_transpose(image)
             image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as e:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as e:
         raise ValueError(f"{path} is no picture that can be read ({type(e).__name__})") from None
     except OSError as e:
         raise ValueError(f"{path} cannot be read as a picture: {e.strerror or e}") from None
+    if frames > 1:
+        raise ValueError(f"{path} holds {frames} pictures; save the one that is meant by itself")
     if image.mode.startswith("I"):                         # 16 bits of grey
         image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
