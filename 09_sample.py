@@ -1213,7 +1213,9 @@ def main(argv=None):
             raise ValueError('what shall it draw? python 09_sample.py "a red heart above a blue umbrella"')
         command = fetch_command if args.fetch else measure if args.measure else sample
         command(args)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(e):
+            raise                # torch has a class of its own for a GPU's memory only
         print("09_sample.py: out of memory; try --batch 1, or --dtype bfloat16", file=sys.stderr)
         return 2
     except (OSError, ValueError) as e:
