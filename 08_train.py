@@ -75,6 +75,8 @@ class TrainConfig:
     drop: float = 0.2           # captions replaced by the empty one
     weighting: str = "eps"      # of the timesteps, see `loss_weights`
     crop: int | None = None     # train on squares of this many pixels (the U-Net is convolutional)
+    noisy: float = 0.0          # share of a batch that is drawn from the noisiest timesteps alone
+    plain_first: bool = False   # pairs are said one way first, see `plain_share`
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,24 @@ PRESETS = {
     "paper": _preset("paper", (64, 256), *LARGE),
 }
 
+# What the full world takes beyond the single one: see `plain_share`, which tells why. Fine-tuning begins with a text
+# encoder that has learned all that.
+FULL_WORLD = {"base": {"text_lr": 1e-3, "weighting": "late", "noisy": 0.5, "plain_first": True},
+              "inpaint": {"weighting": "late", "noisy": 0.5}}
+
 
 # --- Data --------------------------------------------------------------------------------------------
 
-def world_batch(preset, tok, *, batch, difficulty, seed):
+def world_batch(preset, tok, *, batch, difficulty, seed, plain=0.0):
     """One batch of the little world for a model: x0 [B, 3, S, S] and its conditioning. Same seed, same batch.
 
     The upsampler's low_res is the area-reduced picture, rounded to bytes, and all it gets is cut to the same crop.
+    plain is the share of captions that are said the one canonical way.
     """
     pictures, captions, _ = diffusion.world_pictures(batch, seed=seed, difficulty=difficulty)
+    rng = random.Random(f"{seed} said")
+    captions = [tokenizer.Scene.parse(caption).canonical().caption() if rng.random() < plain else caption
+                for caption in captions]
     x0, cond = diffusion.reduce(pictures, preset.size), guidance.encode(captions, tok, preset.network.text.context)
     if preset.inpaints:
         cond |= known_part(preset, x0, f"masks {seed}")
@@ -214,6 +225,30 @@ def pace(step, config):
     return share * 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.decay else share
 
 
+def plain_share(step, config):
+    """The share of captions that are said the canonical way ("left of", never "right of"): all, then ever fewer.
+
+    Which of "a red heart to the right of a blue star" is on the left takes two facts, a thing's place in the
+    caption *and* the relation; either alone says nothing, as in an exclusive or. So there is no slope to follow:
+    after 6,000 steps of captions said both ways the colours of pairs were all there and on the wrong side half of
+    the time. Said one way, order alone decides. That is learned within some 300 steps, and the other
+    way is then an exception to a rule.
+    """
+    return max(0.0, 1 - 2 * step / config.steps) if config.plain_first else 0.0
+
+
+def draw_timesteps(batch, noisy, steps, generator):
+    """A timestep for each example, [B] long: one from each of B equal stretches of 0 … steps - 1, so that each is
+    as likely as any other but no batch is all noise or all detail (the low-discrepancy sampler of Kingma et al.
+    2021, arXiv 2107.00630). A share `noisy` of the batch is spread over the last two fifths alone: which thing
+    goes where is decided there, before anything can be seen."""
+    few = int(noisy * batch)
+    shift, begin = torch.rand(1, generator=generator), steps * 3 // 5
+    everywhere = (torch.arange(batch - few) + shift) * steps / (batch - few)
+    late = begin + (torch.arange(few) + shift) * (steps - begin) / max(few, 1)
+    return torch.cat([everywhere, late]).long().clamp(max=steps - 1)
+
+
 def loss_weights(process, weighting):
     """How much the squared error in ε counts at each timestep: a table for `Diffusion.loss`, or None.
 
@@ -222,9 +257,11 @@ def loss_weights(process, weighting):
     "middle"  √ᾱ times the squared error in x_0, and a little of the first: most weight where the picture is half
               visible, so that the caption is needed to say what it is. At the noisy end only the background shows,
               at the other end only noise is to be learned. (Hang et al. 2023, arXiv 2303.09556, weigh the same way.)
+    "late"    ᾱ^¼ times it instead: more for the noisy end, where it is decided which thing goes where
     """
     return {"eps": None, "v": 1 / process.alpha_bar,   # (1-ᾱ)/ᾱ would make it the squared error in x_0
-            "middle": (1 - process.alpha_bar) / process.alpha_bar.sqrt() + 0.05}[weighting]
+            "middle": (1 - process.alpha_bar) / process.alpha_bar.sqrt() + 0.05,
+            "late": (1 - process.alpha_bar) / process.alpha_bar ** 0.75 + 0.05}[weighting]
 
 
 class Trainer:
@@ -255,12 +292,10 @@ class Trainer:
         """One step: draw, guess, compare, correct. -> the batch's mean loss."""
         config = self.preset.train
         seed = self.seed * 10_000_019 + self.step
-        x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed)
+        x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed,
+                               plain=plain_share(self.step, config))
         g = torch.Generator().manual_seed(seed)
-        # One timestep from each of B equal stretches of 0 … 999: each is as likely as any other, but no batch is
-        # all noise or all detail (the low-discrepancy sampler of Kingma et al. 2021, arXiv 2107.00630).
-        t = (torch.arange(len(x0)) + torch.rand(1, generator=g)) * len(self.process.timesteps) / len(x0)
-        t = t.long().clamp(max=len(self.process.timesteps) - 1)
+        t = draw_timesteps(len(x0), config.noisy, len(self.process.timesteps), g)
         noise = torch.randn(x0.shape, generator=g)
         # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once.
         cond["mask"] &= torch.rand(len(x0), 1, generator=g) >= config.drop
@@ -732,10 +767,11 @@ def main(argv=None):
             save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
             return
         preset = PRESETS["tiny"][args.model]
-        options = {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
-        preset = replace(preset, train=replace(preset.train, **options))
         start = args.start or STARTS.get(args.model)
         world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
+        options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
+        options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+        preset = replace(preset, train=replace(preset.train, **options))
         weights = train(preset, out, difficulty=world, seed=args.seed, device=args.device,
                         start=start, resume=args.resume, facts=facts)
         print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")

@@ -200,11 +200,11 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
     watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
     known  as for draw_small;  how, large  changes of the base model's and the upsampler's sampling
     """
-    large = large or {}
+    large, guide = large or {}, opened(clip) if how.get("guide") == "clip" else None
 
     def draw(model, places):
         return draw_small(model, [prompt] * len(places), generator=dice(seed, "base", places), known=known,
-                          clip=opened(clip) if how.get("guide") == "clip" else None, watch=told(watch, "base"), **how)
+                          clip=guide, watch=told(watch, "base"), **how)
 
     def enlarge_some(model, places):
         return enlarge(model, small[places], [prompt] * len(places), generator=dice(seed, "upsampler", places),
@@ -212,10 +212,12 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
 
     small = in_batches(draw, opened(base), candidates or n, how)
     if candidates:
-        small = small[opened(clip).fit(small, [prompt] * candidates).argsort(descending=True)[:n].to(small.device)]
+        fit = (guide or opened(clip)).fit(small, [prompt] * candidates)
+        small = small[fit.argsort(descending=True)[:n].to(small.device)]
+    guide = None   # the upsampler has the memory to itself
     pictures = in_batches(enlarge_some, opened(upsampler), n, large)
     if not torch.isfinite(pictures).all():
-        raise ValueError("the numbers grew beyond what 16 bits hold; --dtype float32 has room for them")
+        raise ValueError("the numbers grew beyond what this --dtype holds; try float32, or a smaller --scale")
     return train.to_bytes(pictures).cpu()
 
 
@@ -288,8 +290,9 @@ class Known:
         """A drawn picture, uint8 [3, H, W], at the known one's size, with the known pixels themselves: an image."""
         page = Image.fromarray(drawn.permute(1, 2, 0).numpy())
         # A picture of squares, as `sheet` makes them of the tiny models' pixels, stays one; others are smooth.
-        squares = self.picture.resize(page.size, Image.BOX).resize(self.picture.size, Image.NEAREST) == self.picture
-        page = page.resize(self.picture.size, Image.NEAREST if squares else Image.BICUBIC)
+        size, known = self.picture.size, self.picture.resize(page.size, Image.BOX)
+        squares = not (size[0] % page.width or size[1] % page.height) and known.resize(size, Image.NEAREST) == self.picture
+        page = page.resize(size, Image.NEAREST if squares else Image.BICUBIC)
         return Image.composite(page, self.picture, self._mask(self.picture.size))
 
 
@@ -616,14 +619,15 @@ def read_picture(path, mode):
     nothing to draw (black) in L. ValueError, one line, for what is no single picture."""
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{path} holds {image.n_frames} pictures; save the one that is meant by itself")
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)   # MPO: a camera's JPEG, with extras
             image = ImageOps.exif_transpose(image)
             image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as e:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as e:
         raise ValueError(f"{path} is no picture that can be read ({type(e).__name__})") from None
     except OSError as e:
         raise ValueError(f"{path} cannot be read as a picture: {e.strerror or e}") from None
+    if frames > 1:
+        raise ValueError(f"{path} holds {frames} pictures; save the one that is meant by itself")
     if image.mode.startswith("I"):                         # 16 bits of grey
         image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -821,13 +825,11 @@ def load_random(args, part):
 def load_released(args, folder, part):
     """One of OpenAI's models, or their CLIP, out of the cache folder."""
     files = {name: folder / entry.file for name, entry in RELEASED.items()}
+    preset = train.PRESETS["filtered"][part]
     if part == "clip":
-        clip = load_openai_clip(read_released(files["clip-image"]), read_released(files["clip-text"]))
+        clip = of_files(load_openai_clip, preset.network, files["clip-image"], files["clip-text"])
         return Clip(clip.to(args.device), tokenizer.CLIPTokenizer.from_file(files["clip-merges"]), args.device)
-    network = released_unet(read_released(files[part]))
-    preset, tok = train.PRESETS["filtered"][part], tokenizer.BPETokenizer.from_gpt2(files["merges"])
-    if network.config != preset.network:
-        raise ValueError(f"{files[part]} is of another model than the released {part}; remove it and fetch it anew")
+    network, tok = of_files(released_unet, preset.network, files[part]), tokenizer.BPETokenizer.from_gpt2(files["merges"])
     return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
 
 
@@ -837,6 +839,19 @@ def for_inpainting(folder=None):
     return {part: kind if folder is None or (folder / f"{kind}.pt").exists() else part for part, kind in kinds.items()}
 
 
+def of_files(load, config, *paths):
+    """load(what the files hold), a network of these sizes; ValueError, one line that names the files, for another."""
+    weights = [read_released(path) for path in paths]
+    try:
+        network = load(*weights)
+        if network.config != config:
+            raise ValueError("its sizes are others")
+    except ValueError as e:
+        files = " or ".join(map(str, paths))
+        raise ValueError(f"{files} is of another model than the released one; remove it and fetch it anew: {e}") from None
+    return network
+
+
 def loaders(args):
     """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now."""
     kinds = {"base": "base", "upsampler": "upsampler"}
@@ -844,11 +859,11 @@ def loaders(args):
         kinds = for_inpainting(args.weights if args.preset == "tiny" else None)
     if args.rerank or args.guide == "clip":
         kinds["clip"] = "clip"
+    if args.preset == "tiny" and "clip" in kinds:
+        raise ValueError("the tiny weights come without a CLIP; --preset filtered has one")
     if args.random_weights:
         load = partial(load_random, args)
     elif args.preset == "tiny":
-        if "clip" in kinds:
-            raise ValueError("the tiny weights come without a CLIP; --preset filtered has one")
         load = partial(load_tiny, args)
     elif args.preset == "paper":
         raise ValueError("nobody has published weights of the paper's size; --random-weights shows whether they would run")
@@ -1275,7 +1290,9 @@ def main(argv=None):
             raise ValueError('what shall it draw? python 09_sample.py "a red heart above a blue umbrella"')
         command = fetch_command if args.fetch else measure if args.measure else sample
         command(args)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(e):
+            raise                # torch has a class of its own for a GPU's memory only
         print("09_sample.py: out of memory; try --batch 1, or --dtype bfloat16", file=sys.stderr)
         return 2
     except (OSError, ValueError) as e:

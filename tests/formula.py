@@ -84,9 +84,13 @@ def golden(key, file="small.npz"):
         return torch.from_numpy(np.array(answers[key]))
 
 
-def agree(answer, expected, tolerance):
-    """Example by example: a large row must not hide a small one."""
+def distance(answer, expected):
+    """How far off each example is, as a share of its largest value, or of 1: a large row must not hide a small one."""
     assert answer.shape == expected.shape, f"shape {tuple(answer.shape)}, expected {tuple(expected.shape)}"
     answer, expected = answer.double().reshape(len(expected), -1), expected.double().reshape(len(expected), -1)
-    off = (answer - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=1)
+    return (answer - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=1)
+
+
+def agree(answer, expected, tolerance):
+    off = distance(answer, expected)
     assert off.max() <= tolerance, f"differs from the released code by {off.tolist()}, {tolerance} allowed"

@@ -698,11 +698,14 @@ def test_the_command_fine_tunes_the_shipped_model(kind, tmp_path, quiet):
 
 
 def test_the_world_is_that_of_the_first_weights_unless_one_says_otherwise(plain, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(train, "train", lambda *args, difficulty, start, **rest: asked.append((start, difficulty)))
-    for argv in ([], ["--start", plain / "base.pt"], ["--start", plain / "base.pt", "--world", "single"]):
-        train.main([str(word) for word in ("base", "--out", tmp_path, *argv)])
-    assert asked == [(None, "single"), (plain / "base.pt", "full"), (plain / "base.pt", "single")]
+    asked, start = [], plain / "base.pt"
+    monkeypatch.setattr(train, "train", lambda preset, out, *, difficulty, start, **rest: asked.append(
+        (start, difficulty, preset.train.weighting)))
+    for model, *rest in (["base"], ["base", "--start", start], ["inpaint", "--start", start],
+                         ["base", "--start", start, "--world", "single"]):
+        train.main([str(word) for word in (model, *rest, "--out", tmp_path)])
+    assert asked == [(None, "single", "middle"), (start, "full", "late"), (start, "full", "late"),
+                     (start, "single", "middle")]
 
 
 def refused(argv, capfd):
