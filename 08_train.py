@@ -228,11 +228,11 @@ def pace(step, config):
 def plain_share(step, config):
     """The share of captions that are said the canonical way ("left of", never "right of"): all, then ever fewer.
 
-    Which of "a red heart to the right of a blue star" is on the left takes two facts, a thing's place in the
-    caption *and* the relation; either alone says nothing, as in an exclusive or. So there is no slope to follow:
-    after 6,000 steps of captions said both ways the colours of pairs were all there and on the wrong side half of
-    the time. Said one way, order alone decides. That is learned within some 300 steps, and the other
-    way is then an exception to a rule.
+    Which thing is on the left in "a red heart to the right of a blue star" takes two facts, a thing's place in the
+    caption *and* the relation. Either alone says nothing, as in an exclusive or, and so there is no slope to follow:
+    after 6,000 steps on captions said both ways, the colours of a pair were all there, and on the wrong side half of
+    the time. Said one way, order alone decides. That was learned within a few hundred steps; the other way
+    of saying it is then an exception to a rule.
     """
     return max(0.0, 1 - 2 * step / config.steps) if config.plain_first else 0.0
 

@@ -3,6 +3,7 @@ import json
 import math
 import random
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -202,6 +203,34 @@ def test_every_timestep_is_equally_likely(monkeypatch):
     assert off.abs().max() < 4.5, f"t = {worst} was drawn {counts[worst]:.0f} times, {batches * share:.0f} expected"
 
 
+def test_noisy_timesteps_are_drawn_more_often():
+    """Half of a batch from everywhere, half from the last two fifths: there t is 1 + 2.5 times as likely."""
+    g = torch.Generator().manual_seed(0)
+    t = torch.stack([train.draw_timesteps(64, 0.5, 1000, g) for _ in range(2000)])
+    counts = torch.bincount(t.flatten(), minlength=1000).double()
+    assert t.shape == (2000, 64) and counts.min() > 0 and len(counts) == 1000, "0 and 999 included, nothing beyond"
+    assert 3.4 < counts[600:].mean() / counts[:600].mean() < 3.6, "half of the batch falls on 400 of 1,000 timesteps"
+
+
+def test_pairs_are_first_said_one_way():
+    """The caption changes, the picture does not: a heart below a star is a star above a heart."""
+    draw = partial(train.world_batch, small.preset(), TOK, batch=200, difficulty="full", seed=3)
+    both, plain = draw(), draw(plain=1.0)
+    assert torch.equal(both[0], plain[0]), "only what is said may change"
+    said = [[TOK.decode(row[mask].tolist()) for row, mask in zip(cond["tokens"], cond["mask"])] for _, cond in (both, plain)]
+    reversed_ = [("right of" in caption or "below" in caption) for caption in said[0]]
+    assert 20 < sum(reversed_) < 60, "of 40% pairs half are said the other way round"
+    assert not any("right of" in caption or "below" in caption for caption in said[1])
+    assert all(tokenizer.Scene.parse(a).canonical() == tokenizer.Scene.parse(b).canonical() for a, b in zip(*said))
+    assert all(a == b for a, b, other in zip(*said, reversed_) if not other), "what was plain stays as it is"
+
+
+def test_the_other_way_of_saying_it_comes_in_slowly():
+    config = small.preset(steps=100, plain_first=True).train
+    assert [train.plain_share(step, config) for step in (0, 25, 50, 75)] == [1.0, 0.5, 0.0, 0.0]
+    assert train.plain_share(0, small.preset().train) == 0.0, "single things have no other way of being said"
+
+
 def test_every_step_draws_anew_and_from_the_seed(monkeypatch):
     def draws(seed):
         trainer, seen = rigged(monkeypatch, 4)[0], []
@@ -228,9 +257,9 @@ def test_one_batch_can_be_learned_by_heart(monkeypatch, kind):
     assert end < 0.3 * start, f"the loss of one batch, shown 100 times, went from {start:.3f} to {end:.3f} only"
 
 
-@pytest.mark.parametrize("weighting", ["v", "middle"])
+@pytest.mark.parametrize("weighting", ["v", "middle", "late"])
 def test_loss_weights_change_what_is_compared(weighting):
-    """1/ᾱ turns ‖ε - ε̂‖² into ‖v - v̂‖²; "middle" is √ᾱ·‖x_0 - x̂_0‖² and a little ‖ε - ε̂‖². Told by the
+    """1/ᾱ turns ‖ε - ε̂‖² into ‖v - v̂‖²; "middle" is √ᾱ·‖x_0 - x̂_0‖² and a little ‖ε - ε̂‖², "late" ᾱ^¼ in its place. Told by the
     difference from the unweighted loss, so that the variance's part does not matter."""
     d, t = diffusion.Diffusion.of(diffusion.DiffusionConfig()), torch.tensor([5, 300, 700, 950])
     g = torch.Generator().manual_seed(0)
@@ -243,7 +272,8 @@ def test_loss_weights_change_what_is_compared(weighting):
     in_eps, in_x0 = mean_square(guess - noise), mean_square(d.x0_from_eps(x_t, t, guess) - x0)
     guessed_v = (guess - sigma * x_t) / signal                               # ε = √ᾱ·v + √(1-ᾱ)·x_t, solved for v
     expected = {"v": mean_square(guessed_v - (signal * noise - sigma * x0)),
-                "middle": signal.flatten() * in_x0 + 0.05 * in_eps}[weighting]
+                "middle": signal.flatten() * in_x0 + 0.05 * in_eps,
+                "late": signal.flatten().sqrt() * in_x0 + 0.05 * in_eps}[weighting]
 
     def model(x, t):
         return torch.cat([guess, torch.zeros_like(guess)], 1)
@@ -252,7 +282,7 @@ def test_loss_weights_change_what_is_compared(weighting):
     assert torch.allclose(difference, expected - in_eps, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("weighting", ["eps", "v", "middle"])
+@pytest.mark.parametrize("weighting", ["eps", "v", "middle", "late"])
 def test_the_preset_decides_what_the_loss_weighs(monkeypatch, weighting):
     trainer, asked = train.Trainer(small.preset(weighting=weighting)), []
     real = trainer.process.loss
