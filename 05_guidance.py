@@ -161,7 +161,7 @@ class CaptionTower(Tower):
 
     def forward(self, tokens, lengths):
         """tokens [B, K], lengths [B]: how many count, the end token the last of them -> [B, E] unit vectors"""
-        tokens = tokens[:, :lengths.max()]    # nobody looks to the right: beyond the longest caption there is nothing to do
+        tokens = tokens[:, :lengths.max()]   # nobody looks to the right: the tower may stop where the longest caption does
         return self.read(self.tokens(tokens) + self.positions[:tokens.shape[1]], lengths - 1)
 
 

@@ -363,7 +363,7 @@ def contrastive_loss(images, texts, fits):
     question's right answer is shared out among all that are true. The logit then learns log p(the caption is true |
     x_t), nearly, but for a constant: the slope of that is what guidance wants.
     """
-    fits = fits.float()
+    fits = fits.to(images.dtype)
     logits = guidance.LOGIT_SCALE * images @ texts.T                                           # [pictures, captions]
     of_captions = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True), reduction="none")
     of_pictures = F.cross_entropy(logits.T, fits.T / fits.T.sum(1, keepdim=True), reduction="none")
@@ -371,18 +371,21 @@ def contrastive_loss(images, texts, fits):
     return (of_captions + of_pictures) / 2
 
 
-@torch.no_grad()
-def matching(clip, tok, process, *, difficulty, n=500, choices=100, timesteps=range(0, 1000, 100), seed=12345):
-    """How often a picture's own caption fits best of `choices`: {timestep: (right, n)}.
+CHOICES = 100   # captions that each picture is offered when a CLIP is examined
 
-    The others are of different scenes (in canonical form), each false of the picture. All is noised with one seed.
+
+@torch.no_grad()
+def matching(clip, tok, process, *, difficulty, n=500, timesteps=range(0, 1000, 100)):
+    """How often a picture's own caption fits best of CHOICES: {timestep: (right, n)}.
+
+    The others are of different scenes (in canonical form), each false of the picture. Everybody sits the same exam.
     """
-    rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
+    rng, g = random.Random(12345), torch.Generator().manual_seed(12345)
     scenes = [tokenizer.random_scene(rng, difficulty) for _ in range(n)]
     shown = [scene.fill(rng) for scene in scenes]
     captions = list({scene.canonical(): scene for scene in scenes}.values())             # each scene once
     own = labels(scenes)[:, None].eq(labels(captions)).all(2).long().argmax(1)           # [n]: which of them is mine
-    rivals = torch.multinomial((~true_of(captions, shown)).float(), choices - 1, generator=g)
+    rivals = torch.multinomial((~true_of(captions, shown)).float(), CHOICES - 1, generator=g)
     offered = torch.cat([own[:, None], rivals], 1)
     offered = offered.gather(1, torch.rand(offered.shape, generator=g).argsort(1))       # or the first of equals wins
     device = next(clip.parameters()).device
@@ -650,7 +653,7 @@ def save_curve(log, path):
     plt.close(figure)
 
 
-def save_matching(rates, path, *, title="", choices=100):
+def save_matching(rates, path, *, title=""):
     """Captions found among others against the timestep, with 95% intervals, and chance."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -658,8 +661,8 @@ def save_matching(rates, path, *, title="", choices=100):
     low, high = zip(*(wilson(*rate) for rate in rates.values()))
     ax.plot(found.keys(), found.values(), "o-", label="the noised CLIP")
     ax.fill_between(list(found), low, high, alpha=0.2, linewidth=0, label="95% interval")
-    ax.axhline(1 / choices, color="0.4", linestyle="--", label=f"chance, 1 in {choices}")
-    ax.set(xlabel="timestep: how noisy the picture is", ylim=(0, 1.02), title=f"own caption found among {choices}, {title}")
+    ax.axhline(1 / CHOICES, color="0.4", linestyle="--", label=f"chance, 1 in {CHOICES}")
+    ax.set(xlabel="timestep: how noisy the picture is", ylim=(0, 1.02), title=f"own caption found among {CHOICES}, {title}")
     ax.yaxis.set_major_formatter("{x:.0%}")
     ax.grid(alpha=0.3)
     ax.legend()
@@ -807,7 +810,7 @@ def main(argv=None):
         weights = train(preset, out, difficulty=args.world, seed=args.seed, device=args.device,
                         start=args.start, resume=args.resume, facts=facts)
         if args.model == "clip":
-            print("how often a picture's own caption is found among 100, by timestep:")
+            print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
             print_rates(unet.read_weights(weights)["matching"])
             print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
                   ' python 09_sample.py "a red heart" --guide clip')
@@ -819,8 +822,9 @@ def main(argv=None):
 
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"), "clip": ("size", "crop")}
     for name in said:
-        if name in {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"), "clip": ("size", "crop")}.get(args.model, ("size",)):
+        if name in pointless.get(args.model, ("size",)):
             raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
