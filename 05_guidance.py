@@ -22,7 +22,7 @@ fits a caption, and whose gradient pulls every step towards a better fit:
 
 People preferred the first. CLIP alone prefers the second, which was made to please it [GLIDE section 5].
 
-It adds to 04: the prompt's loudness. It leaves out: the training of a noised CLIP.
+It adds to 04: the prompt's loudness. It leaves out: the training of a noised CLIP, which is in 08.
 
 Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 3.2; they write
 (1+w)·ε_c - w·ε_∅, so s = 1 + w); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (sections 2.3, 2.4, 4.4 and 5: s is
@@ -96,8 +96,11 @@ class CLIPConfig:
     timesteps: int = 1000
 
 
-# The named sizes. The paper does not tell its own; the released one stands for both.
-CLIP = {"filtered": CLIPConfig(), "paper": CLIPConfig()}
+# The named sizes. The paper does not tell its own; the released one stands for both. The tiny one's captions hold at
+# most 16 words, each a token, so its text tower is the smaller of the two; its heads are narrower than 64 numbers,
+# because finding shapes takes many glances at once.
+CLIP = {"tiny": CLIPConfig(16, 4, 128, 4, 4, transformer.TextConfig(512, 20, 96, 2, 3), 128),
+        "filtered": CLIPConfig(), "paper": CLIPConfig()}
 LOGIT_SCALE = 100.0   # similarities of unit vectors are at most 1: too flat for a softmax over captions
 # The mean and the spread of photographs' red, green and blue, 0 … 255, by which the released CLIP was trained
 PIXEL_MEAN = 122.77093945, 116.74601272, 104.09373519
@@ -131,9 +134,11 @@ class PictureTower(Tower):
         super().__init__(config.width, config.layers, config.heads, config.embedding)
         self.cut = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.time = nn.Embedding(config.timesteps, config.width)
-        self.positions = nn.Parameter(0.02 * torch.randn((config.size // config.patch) ** 2 + 1, config.width))
+        self.positions = nn.Parameter(0.5 * torch.randn((config.size // config.patch) ** 2 + 1, config.width))
         self.enter = nn.LayerNorm(config.width)
-        nn.init.normal_(self.time.weight, std=0.02)
+        # A place starts nearly as loud as what stands there. Were it much softer, the tower would see a bag of patches
+        # and take hundreds of steps to find out where they lay.
+        nn.init.normal_(self.time.weight, std=0.3)
 
     def forward(self, x, t):
         """x [B, 3, H, W] in [-1, 1], noised to step t [B] -> [B, E] unit vectors"""
@@ -151,12 +156,13 @@ class CaptionTower(Tower):
         text = config.text
         super().__init__(text.width, text.layers, text.heads, config.embedding, causal=True)
         self.tokens = nn.Embedding(text.vocab_size, text.width)
-        self.positions = nn.Parameter(0.01 * torch.randn(text.context, text.width))
-        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.positions = nn.Parameter(0.1 * torch.randn(text.context, text.width))
+        nn.init.normal_(self.tokens.weight, std=0.3)
 
     def forward(self, tokens, lengths):
         """tokens [B, K], lengths [B]: how many count, the end token the last of them -> [B, E] unit vectors"""
-        return self.read(self.tokens(tokens) + self.positions, lengths - 1)
+        tokens = tokens[:, :lengths.max()]   # nobody looks to the right: the tower may stop where the longest caption does
+        return self.read(self.tokens(tokens) + self.positions[:tokens.shape[1]], lengths - 1)
 
 
 class NoisedCLIP(nn.Module):
@@ -179,6 +185,21 @@ class NoisedCLIP(nn.Module):
         """tokens [B, K] long, lengths [B] long -> [B, E], rows of length 1"""
         return self.caption(tokens, lengths)
 
+    @classmethod
+    def load(cls, path):
+        """The CLIP of a file that 08 wrote, in eval mode. Raises FileNotFoundError or ValueError, one line each."""
+        return cls.out_of(unet.read_weights(path), path)
+
+    @classmethod
+    def out_of(cls, saved, path):
+        """The same, of what `read_weights` has read from path."""
+        try:
+            model = cls(CLIPConfig(**{**saved["config"], "text": transformer.TextConfig(**saved["config"]["text"])}))
+            model.load_state_dict(saved["weights"])
+        except (KeyError, TypeError, RuntimeError) as e:
+            raise ValueError(f"{path} does not hold a noised CLIP of this course ({type(e).__name__})") from None
+        return model.eval()
+
 
 def clip_guidance(clip, text_embedding, scale):
     """A sampler's grad_fn that pulls the drawing towards a caption, as CLIP sees both.
@@ -200,6 +221,21 @@ def encode(texts, tok, context, device="cpu"):
     """Captions as a denoiser takes them: tokens [B, K] and mask [B, K], cut or padded to K = context."""
     ids, masks = zip(*(tok.pad(tok.encode(text), context) for text in texts))
     return {"tokens": torch.tensor(ids, device=device), "mask": torch.tensor(masks, device=device)}
+
+
+def encode_clip(texts, tok, context, device="cpu"):
+    """Captions as a noised CLIP takes them: tokens [B, K], cut or padded to K = context, and lengths [B].
+
+    A length counts the end token, the last that counts and the one that is read: it stays when a caption is cut.
+    """
+    def pad(ids):
+        if isinstance(tok, tokenizer.CLIPTokenizer):
+            return tok.pad(ids, context)                # it has a start and an end token, and counts them itself
+        ids = ids[:context - 1]                         # a BPETokenizer fills up with its end token: leave one place
+        return tok.pad(ids, context)[0], len(ids) + 1   # the first end token is read; to its right nobody looks
+
+    tokens, lengths = zip(*(pad(tok.encode(text)) for text in texts))
+    return {"tokens": torch.tensor(tokens, device=device), "lengths": torch.tensor(lengths, device=device)}
 
 
 def trained(name, wrap=lambda network: network):

@@ -11,14 +11,15 @@ captions until it does. The whole of training is one line repeated, and the rest
 
 The data are the little world's (01, 04): drawn as they are needed, never the same twice, with a truth that
 can be checked. A judge, a small classifier of real pictures, is trained here too; 09 uses it to say how
-many captions came out right. The released and the paper's sizes stand in PRESETS beside the tiny one and go
-through the same loop.
+many captions came out right. So is the noised CLIP of 05, which guides and reranks. The released and the paper's
+sizes stand in PRESETS beside the tiny one and go through the same loop.
 
 It adds to 07: gradients. It leaves out: photographs, several GPUs.
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, Nichol & Dhariwal 2021, arXiv
 2102.09672 (section 3: the hybrid loss); captions dropped for guidance: Ho & Salimans 2022, arXiv 2207.12598
-(section 3.2, algorithm 1); AdamW: Loshchilov & Hutter 2017, arXiv 1711.05101.
+(section 3.2, algorithm 1); AdamW: Loshchilov & Hutter 2017, arXiv 1711.05101; [C] CLIP, Radford et al. 2021,
+arXiv 2103.00020 (section 2.3, figure 3).
 
     python 08_train.py              the base model, 16 pixels, single things: about 13 minutes on two cores
     python 08_train.py upsampler    16 -> 64 pixels, on squares of 32: about 11 minutes, and then, because norms and
@@ -27,6 +28,8 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, 
     python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known: about 7
                                     minutes; inpaint-upsampler the same of upsampler.pt, on whole pictures: about 4
     python 08_train.py judge        the classifier of real pictures: about 2 minutes
+    python 08_train.py clip         the noised CLIP: about 10 minutes; how often it finds a picture's own caption
+                                    among 100, at ten noise levels: matching.png
 
 Each prints one line of progress (step, loss, pictures a second, time left) and leaves weights, a grid of samples,
 the loss curve and a checkpoint in outputs/; --resume goes on where a run was stopped.
@@ -131,6 +134,9 @@ PRESETS = {
     "filtered": _preset("filtered", (64, 256), *LARGE),
     "paper": _preset("paper", (64, 256), *LARGE),
 }
+# The tiny CLIP's own way: no caption is dropped, and all of it learns alike.
+PRESETS["tiny"]["clip"] = replace(PRESETS["tiny"]["clip"], train=TrainConfig(
+    5000, 256, 2e-3, 2e-3, warmup=100, decay=True, ema=0.999, drop=0.0))
 
 # What the full world takes beyond the single one: see `plain_share`, which tells why. Fine-tuning begins with a text
 # encoder that has learned all that.
@@ -264,45 +270,32 @@ def loss_weights(process, weighting):
             "late": (1 - process.alpha_bar) / process.alpha_bar ** 0.75 + 0.05}[weighting]
 
 
-class Trainer:
-    """A model in training: network, average, optimiser, and how far it has come.
+class Run:
+    """A network in training: its average, its optimiser, and how far it has come. What it is asked is left to
+    `losses(seed)`, one number for each example of a batch, in the classes below.
 
     Every random number of step n comes from (seed, n), so a run that is continued from a checkpoint sees what
     the undisturbed one would have seen.
     """
 
+    network, slow = None, ()   # what is trained, and how the names of its parts begin that learn at `text_lr`
+
     def __init__(self, preset, *, difficulty="single", seed=0, device="cpu"):
         torch.manual_seed(seed)   # the first weights
         self.preset, self.difficulty, self.seed, self.device, self.step = preset, difficulty, seed, device, 0
         self.seconds, self.tok = 0.0, tokenizer.world_tokenizer()
-        self.model = unet.UNet(preset.network).to(device)
-        self.ema = unet.UNet(preset.network).to(device).requires_grad_(False)
+        self.model = self.network(preset.network).to(device)
+        self.ema = self.network(preset.network).to(device).requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.process = diffusion.Diffusion.of(preset.diffusion)
-        self.weights = loss_weights(self.process, preset.train.weighting)
-        # The text encoder learns slowly. At the U-Net's rate it collapses in the first hundred steps: the words
-        # that explain most of the picture (the background's) drown all others, and their gradient with them.
-        text = [p for name, p in self.model.named_parameters() if name.startswith(("text.", "pool."))]
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith(("text.", "pool."))]
+        text = [p for name, p in self.model.named_parameters() if name.startswith(self.slow)]
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith(self.slow)]
         self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": preset.train.text_lr},
                                             {"params": rest, "full_lr": preset.train.lr}], weight_decay=0.0, fused=True)
-        self.denoiser = upsample.denoiser_of(in_bf16(self.model, device), preset.network, preset.diffusion)
 
     def advance(self):
         """One step: draw, guess, compare, correct. -> the batch's mean loss."""
-        config = self.preset.train
-        seed = self.seed * 10_000_019 + self.step
-        x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed,
-                               plain=plain_share(self.step, config))
-        g = torch.Generator().manual_seed(seed)
-        t = draw_timesteps(len(x0), config.noisy, len(self.process.timesteps), g)
-        noise = torch.randn(x0.shape, generator=g)
-        # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once.
-        cond["mask"] &= torch.rand(len(x0), 1, generator=g) >= config.drop
-        x0, noise = x0.to(self.device), noise.to(self.device)
-        cond = {name: value.to(self.device) for name, value in cond.items()}
-
-        loss = self.process.loss(self.denoiser, x0, t, noise, weights=self.weights, **cond)
+        config, loss = self.preset.train, self.losses(self.seed * 10_000_019 + self.step)
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -322,8 +315,9 @@ class Trainer:
     def start_from(self, path):
         """Begin with the weights of a file instead of random ones; an inpainting model also with those of a model
         that knows no masks yet. ValueError if its sizes are others."""
-        network = unet.UNet.load(path)
-        if network.config.in_channels + 4 == self.preset.network.in_channels:
+        network = self.network.load(path)
+        channels = [getattr(config, "in_channels", 0) for config in (network.config, self.preset.network)]
+        if channels[0] and channels[0] + 4 == channels[1]:
             network = inpaint.grow(network)
         if network.config != self.preset.network:
             raise ValueError(f"{path} is of another size than the model to be trained")
@@ -362,6 +356,122 @@ class Trainer:
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds = saved["step"], saved["seconds"]
+
+
+class Trainer(Run):
+    """A U-Net in training: given a noisy picture and, mostly, its caption, what is the noise?"""
+
+    # The text encoder learns slowly. At the U-Net's rate it collapses in the first hundred steps: the words
+    # that explain most of the picture (the background's) drown all others, and their gradient with them.
+    network, slow = unet.UNet, ("text.", "pool.")
+
+    def __init__(self, preset, **options):
+        super().__init__(preset, **options)
+        self.weights = loss_weights(self.process, preset.train.weighting)
+        self.denoiser = upsample.denoiser_of(in_bf16(self.model, self.device), preset.network, preset.diffusion)
+
+    def losses(self, seed):
+        """One batch's losses, [B]."""
+        config = self.preset.train
+        x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed,
+                               plain=plain_share(self.step, config))
+        g = torch.Generator().manual_seed(seed)
+        t = draw_timesteps(len(x0), config.noisy, len(self.process.timesteps), g)
+        noise = torch.randn(x0.shape, generator=g)
+        # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once.
+        cond["mask"] &= torch.rand(len(x0), 1, generator=g) >= config.drop
+        x0, noise = x0.to(self.device), noise.to(self.device)
+        cond = {name: value.to(self.device) for name, value in cond.items()}
+
+        return self.process.loss(self.denoiser, x0, t, noise, weights=self.weights, **cond)
+
+    def show(self, out):
+        """How far it has come, as a picture in `out`. -> what the weights shall remember of it"""
+        sample_grid(self, out / "samples.png")
+        return {}
+
+
+# --- The noised CLIP ---------------------------------------------------------------------------------
+
+# A batch of pictures and their captions asks two questions of each: which of all these captions is this picture's,
+# and which of all these pictures is this caption's? [C section 2.3]. The pictures are noised as the base model's are,
+# each to a timestep of its own, so that the answer can be asked for at every step of a drawing (05).
+
+class CLIPTrainer(Run):
+    """A noised CLIP in training. Its two towers learn alike, and no caption is dropped."""
+
+    network = guidance.NoisedCLIP
+
+    def losses(self, seed):
+        """One batch's losses, [B]."""
+        preset, g = self.preset, torch.Generator().manual_seed(seed)
+        pictures, captions, shown = diffusion.world_pictures(preset.train.batch, seed, self.difficulty)
+        x0 = diffusion.reduce(pictures, preset.size)
+        t = torch.randint(len(self.process.timesteps), (len(x0),), generator=g)
+        x_t = self.process.q_sample(x0, t, torch.randn(x0.shape, generator=g)).to(self.device)
+        words = guidance.encode_clip(captions, self.tok, preset.network.text.context, self.device)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=has_fast_bf16(self.device)):
+            images, texts = self.model.image(x_t, t.to(self.device)), self.model.text(**words)
+        fits = true_of(map(tokenizer.Scene.parse, captions), shown)
+        return contrastive_loss(images.float(), texts.float(), fits.to(self.device))
+
+    def show(self, out):
+        """Trainer's, for captions found among others instead of samples."""
+        rates = matching(self.ema.eval(), self.tok, self.process, difficulty=self.difficulty)
+        save_matching(rates, out / "matching.png", title=f"after {self.step} steps")
+        return {"matching": rates}
+
+
+def true_of(captions, pictures):
+    """Which captions are true of which pictures, both given as scenes, the pictures' filled: bool [pictures, captions].
+
+    More than each one's own: another may say the same, or "above" the other way round, or leave the size open.
+    """
+    said, shown = labels(captions), labels(pictures)
+    return ((said == shown[:, None]) | (said < 0)).all(2)
+
+
+def contrastive_loss(images, texts, fits):
+    """Of unit vectors [B, E] of pictures and of captions, and which are true of which, [B, B]: [B].
+
+    CLIP takes the diagonal for all the truth there is [C fig. 3]. In the little world several captions of a batch are
+    often true of one picture, and to push them apart would teach nonsense. Their truth is known here, so each
+    question's right answer is shared out among all that are true. The logit then learns log p(the caption is true |
+    x_t), nearly, but for a constant: the slope of that is what guidance wants.
+    """
+    fits = fits.to(images.dtype)
+    logits = guidance.LOGIT_SCALE * images @ texts.T                                           # [pictures, captions]
+    of_captions = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True), reduction="none")
+    of_pictures = F.cross_entropy(logits.T, fits.T / fits.T.sum(1, keepdim=True), reduction="none")
+    # L = ½·(which caption? + which picture?)   [C fig. 3]
+    return (of_captions + of_pictures) / 2
+
+
+CHOICES = 100   # captions that each picture is offered when a CLIP is examined
+
+
+@torch.no_grad()
+def matching(clip, tok, process, *, difficulty, n=500, timesteps=range(0, 1000, 100)):
+    """How often a picture's own caption fits best of CHOICES: {timestep: (right, n)}.
+
+    The others are of different scenes (in canonical form), each false of the picture. Everybody sits the same exam.
+    """
+    rng, g = random.Random(12345), torch.Generator().manual_seed(12345)
+    scenes = [tokenizer.random_scene(rng, difficulty) for _ in range(n)]
+    shown = [scene.fill(rng) for scene in scenes]
+    captions = list({scene.canonical(): scene for scene in scenes}.values())             # each scene once
+    own = labels(scenes)[:, None].eq(labels(captions)).all(2).long().argmax(1)           # [n]: which of them is mine
+    rivals = torch.multinomial((~true_of(captions, shown)).float(), CHOICES - 1, generator=g)
+    offered = torch.cat([own[:, None], rivals], 1)
+    offered = offered.gather(1, torch.rand(offered.shape, generator=g).argsort(1))       # or the first of equals wins
+    device = next(clip.parameters()).device
+    words = guidance.encode_clip([scene.caption() for scene in captions], tok, clip.config.text.context, device)
+    texts, x0, rates = clip.text(**words), diffusion.reduce(diffusion.draw_all(shown, rng), clip.config.size), {}
+    for t in timesteps:
+        x_t = process.q_sample(x0, torch.full((n,), t), torch.randn(x0.shape, generator=g))
+        fit = (clip.image(x_t.to(device), torch.full((n,), t, device=device)) @ texts.T).cpu().gather(1, offered)
+        rates[t] = (int((offered.gather(1, fit.argmax(1, keepdim=True))[:, 0] == own).sum()), n)
+    return rates
 
 
 # --- The judge ---------------------------------------------------------------------------------------
@@ -625,6 +735,22 @@ def save_curve(log, path):
     plt.close(figure)
 
 
+def save_matching(rates, path, *, title=""):
+    """Captions found among others against the timestep, with 95% intervals, and chance."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    ax, found = figure.subplots(), {t: right / n for t, (right, n) in rates.items()}
+    low, high = zip(*(wilson(*rate) for rate in rates.values()))
+    ax.plot(found.keys(), found.values(), "o-", label="the noised CLIP")
+    ax.fill_between(list(found), low, high, alpha=0.2, linewidth=0, label="95% interval")
+    ax.axhline(1 / CHOICES, color="0.4", linestyle="--", label=f"chance, 1 in {CHOICES}")
+    ax.set(xlabel="timestep: how noisy the picture is", ylim=(0, 1.02), title=f"own caption found among {CHOICES}, {title}")
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    figure.savefig(path, dpi=110)
+
+
 class Progress:
     """One line that says where a run is, rewritten in place on a terminal and printed now and then elsewhere."""
 
@@ -646,14 +772,15 @@ class Progress:
 
 def train(preset, out, *, difficulty="single", seed=0, device="cpu", start=None, resume=False, save_every=200,
           facts=None):
-    """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png,
-    loss.png, log.jsonl and checkpoint.pt, from which resume=True goes on. -> the path of weights.pt
+    """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png (of a
+    CLIP matching.png), loss.png, log.jsonl and checkpoint.pt, from which resume=True goes on. -> the path of weights.pt
 
     start is a weight file to begin with instead of random weights, see `Trainer.start_from`. Ctrl-C saves a checkpoint
     and leaves.
     """
     out.mkdir(parents=True, exist_ok=True)
-    trainer, log = Trainer(preset, difficulty=difficulty, seed=seed, device=device), []
+    kind = CLIPTrainer if isinstance(preset.network, guidance.CLIPConfig) else Trainer
+    trainer, log = kind(preset, difficulty=difficulty, seed=seed, device=device), []
     if start is not None:
         trainer.start_from(start)
     if resume:
@@ -673,15 +800,14 @@ def train(preset, out, *, difficulty="single", seed=0, device="cpu", start=None,
                 if trainer.step % save_every == 0 and trainer.step < config.steps:
                     file.flush()
                     trainer.save(out / "checkpoint.pt")
-                    sample_grid(trainer, out / "samples.png")
+                    trainer.show(out)
     except KeyboardInterrupt:
         trainer.save(out / "checkpoint.pt")
         raise SystemExit(f"\nstopped after {trainer.step} steps; the same command with --resume goes on") from None
     trainer.save(out / "checkpoint.pt")
-    sample_grid(trainer, out / "samples.png")
     save_curve(log, out / "loss.png")
     unet.save_weights(out / "weights.pt", trainer.ema, size=preset.size, diffusion=asdict(preset.diffusion),
-                      tokenizer=trainer.tok.merges, difficulty=difficulty,
+                      tokenizer=trainer.tok.merges, difficulty=difficulty, **trainer.show(out),
                       made={"steps": trainer.step, "seed": seed, "minutes": round(trainer.seconds / 60, 1),
                             "torch": str(torch.__version__), **(facts or {})})
     return out / "weights.pt"
@@ -712,12 +838,12 @@ def print_rates(rates):
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description="Train a model of the little world.", allow_abbrev=False)
     add = parser.add_argument
-    add("model", nargs="?", default="base", choices=("base", "upsampler", "inpaint", "inpaint-upsampler", "judge"))
+    add("model", nargs="?", default="base", choices=("base", "upsampler", "inpaint", "inpaint-upsampler", "clip", "judge"))
     add("--world", choices=("single", "full"),
         help="single things, or all the language says (default: what --start was trained on, else single)")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
-    add("--lr", type=float, help="the U-Net's learning rate (default: the preset's)")
+    add("--lr", type=float, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
     add("--crop", type=int, choices=(32, 64), help="pixels of the upsampler's training squares (default: 32)")
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
     add("--seed", type=seed, default=0)
@@ -774,6 +900,12 @@ def main(argv=None):
         preset = replace(preset, train=replace(preset.train, **options))
         weights = train(preset, out, difficulty=world, seed=args.seed, device=args.device,
                         start=start, resume=args.resume, facts=facts)
+        if args.model == "clip":
+            print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
+            print_rates(unet.read_weights(weights)["matching"])
+            print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
+                  ' python 09_sample.py "a red heart" --guide clip')
+            return
         print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
@@ -781,9 +913,10 @@ def main(argv=None):
 
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"), "clip": ("size", "crop"),
+                 "inpaint": ("size", "crop")}
     for name in said:
-        if name in {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"),
-                    "inpaint": ("size", "crop")}.get(args.model, ("size",)):
+        if name in pointless.get(args.model, ("size",)):
             raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")

@@ -317,13 +317,24 @@ class Clip:
     network: guidance.NoisedCLIP
     tokenizer: object
     device: str = "cpu"
+    preset: str = "filtered"
+    difficulty: str = ""      # what a tiny one was trained on, as a Model's
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """The CLIP of a file that 08 wrote. Raises FileNotFoundError or ValueError, one line each."""
+        saved = unet.read_weights(path)
+        network = guidance.NoisedCLIP.out_of(saved, path).to(device)
+        try:
+            return cls(network, tokenizer.BPETokenizer(saved["tokenizer"]), device, "tiny", saved["difficulty"])
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"{path} lacks what reading captions needs ({e})") from None
 
     @torch.no_grad()
     def embed(self, prompts):
         """-> unit vectors [B, E]"""
-        padded = (self.tokenizer.pad(self.tokenizer.encode(prompt), self.network.config.text.context) for prompt in prompts)
-        tokens, lengths = zip(*padded)
-        return self.network.text(torch.tensor(tokens, device=self.device), torch.tensor(lengths, device=self.device))
+        context = self.network.config.text.context
+        return self.network.text(**guidance.encode_clip(prompts, self.tokenizer, context, self.device))
 
     @torch.no_grad()
     def fit(self, pictures, prompts):
@@ -730,7 +741,7 @@ def arguments(argv=None):
     add("--candidates", type=train.positive, help="with --rerank: draw so many small pictures (default 16) …")
     add("--rerank", action="store_true", help="… and enlarge those --n that a noised CLIP finds fit best")
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
-    add("--weights", type=Path, default=WEIGHTS, help="folder of the tiny base.pt, upsampler.pt and judges")
+    add("--weights", type=Path, default=WEIGHTS, help="folder of the tiny base.pt, upsampler.pt, clip.pt and judges")
     add("--random-weights", action="store_true", help="draw noise with weights that know nothing: does it run here?")
     add("--measure", action="store_true", help="no picture: how many captions come out right")
     add("--fetch", nargs="?", const="base", choices=GROUPS,
@@ -798,8 +809,10 @@ def dtype_of(args):
 
 
 def load_tiny(args, name):
-    """base.pt or upsampler.pt of the folder; ValueError for one in the other's place."""
+    """base.pt, upsampler.pt or clip.pt of the folder; ValueError for one in another's place."""
     path = args.weights / f"{name}.pt"
+    if name == "clip":
+        return Clip.load(path, args.device)
     model = Model.load(path, args.device, dtype_of(args))
     if model.part != name:
         raise ValueError(f"{path} is a model of kind {model.part}; a model of kind {name} was expected")
@@ -812,7 +825,8 @@ def load_random(args, part):
     preset = train.PRESETS[args.preset][part]
     if part == "clip":
         clip = guidance.NoisedCLIP(preset.network).to(args.device).eval()
-        return Clip(clip, tokenizer.CLIPTokenizer([]), args.device)
+        words = tokenizer.BPETokenizer if args.preset == "tiny" else tokenizer.CLIPTokenizer
+        return Clip(clip, words([]), args.device)
     with torch.device("meta"):
         network = unet.UNet(preset.network).to(dtype_of(args)).eval()
     network.to_empty(device=args.device)
@@ -859,11 +873,12 @@ def loaders(args):
         kinds = for_inpainting(args.weights if args.preset == "tiny" else None)
     if args.rerank or args.guide == "clip":
         kinds["clip"] = "clip"
-    if args.preset == "tiny" and "clip" in kinds:
-        raise ValueError("the tiny weights come without a CLIP; --preset filtered has one")
     if args.random_weights:
         load = partial(load_random, args)
     elif args.preset == "tiny":
+        if "clip" in kinds and not (args.weights / "clip.pt").is_file():
+            raise ValueError(f"the tiny weights come without a CLIP; --preset filtered has one, and python 08_train.py"
+                             f" clip trains one: its weights.pt belongs in {args.weights}, as clip.pt")
         load = partial(load_tiny, args)
     elif args.preset == "paper":
         raise ValueError("nobody has published weights of the paper's size; --random-weights shows whether they would run")
@@ -883,9 +898,10 @@ def sample(args):
     check_prompt(args.prompt, None)
     models = loaders(args)
     if args.preset == "tiny" and not args.random_weights:
-        for name in ("base", "upsampler"):             # they are small: what is wrong with them is told at once
+        for name in models:                            # they are small: what is wrong with them is told at once
             models[name] = models[name]()
         check_prompt(args.prompt, models["base"])
+        check_prompt(args.prompt, models.get("clip"))
     steps = 1000
     for spec in (args.steps or "1", args.upsampler_steps):
         diffusion.respace(steps, spec)                   # an impossible walk is refused before any work

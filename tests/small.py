@@ -21,6 +21,14 @@ def preset(kind="base", **training):
     return replace(tiny, network=net, train=replace(tiny.train, **{"steps": 4, "batch": 8, "warmup": 2} | training))
 
 
+def clip_preset(**training):
+    """The tiny CLIP made smaller still, as `preset` does."""
+    tiny = train.PRESETS["tiny"]["clip"]
+    text = replace(tiny.network.text, width=32, layers=1, heads=1)
+    net = replace(tiny.network, width=32, layers=1, heads=1, embedding=32, text=text)
+    return replace(tiny, network=net, train=replace(tiny.train, **{"steps": 4, "batch": 8, "warmup": 2} | training))
+
+
 def randomize(network):
     """A fresh network answers zero, whatever it is asked; one with random weights does not."""
     torch.manual_seed(0)

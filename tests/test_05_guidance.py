@@ -1,4 +1,4 @@
-"""Classifier-free guidance: released answers, and what the scale does to a distribution one knows."""
+"""Classifier-free guidance: released answers, and what the scale does to a distribution one knows. The noised CLIP."""
 from importlib import import_module
 
 import pytest
@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 
 import formula
+import small
 
-diffusion, guidance = import_module("04_diffusion"), import_module("05_guidance")
+tokenizer, unet, diffusion, guidance = (import_module(m) for m in (
+    "01_tokenizer", "03_unet", "04_diffusion", "05_guidance"))
 T = torch.tensor([0, 500, 999])
 MEANS = torch.tensor([[-0.4, 0.0], [0.2, 0.3], [0.3, -0.3]]).view(3, 2, 1, 1)
 
@@ -174,3 +176,113 @@ def test_released_clip_sizes_to_the_last_parameter(preset):
     with torch.device("meta"):   # shapes without memory
         model = guidance.NoisedCLIP(import_module("08_train").PRESETS[preset]["clip"].network)
     assert [sum(p.numel() for p in tower.parameters()) for tower in (model.picture, model.caption)] == [86_443_776, 71_679_488]
+
+
+def test_the_tiny_clip_is_small_enough_to_come_along():
+    with torch.device("meta"):
+        model = guidance.NoisedCLIP(guidance.CLIP["tiny"])
+    assert model.config.size == 16 and model.config.text.vocab_size >= tokenizer.world_tokenizer().vocab_size
+    size = 2 * sum(p.numel() for p in model.parameters())
+    assert size < 2_500_000, f"{size:,} bytes in 16 bits"
+
+
+# --- Captions for both tokenizers ---
+
+def test_the_worlds_captions_end_with_an_end_token_that_counts():
+    tok = tokenizer.world_tokenizer()
+    words = guidance.encode_clip(["a red heart", ""], tok, 6)
+    assert words["tokens"].tolist() == [[*tok.encode("a red heart"), *[tok.end_token] * 3], [tok.end_token] * 6]
+    assert words["lengths"].tolist() == [4, 1], "the first end token is the one that is read, even of nothing"
+
+
+def test_clips_captions_are_padded_by_its_own_tokenizer():
+    tok = tokenizer.CLIPTokenizer([])
+    words = guidance.encode_clip(["ab", "a b c"], tok, 8)
+    padded = [tok.pad(tok.encode(text), 8) for text in ("ab", "a b c")]
+    assert words["tokens"].tolist() == [ids for ids, _ in padded]
+    assert words["lengths"].tolist() == [length for _, length in padded] == [4, 5]
+
+
+@pytest.mark.parametrize("tok", [tokenizer.world_tokenizer(), tokenizer.CLIPTokenizer([])], ids=["world", "clip"])
+def test_a_caption_that_is_cut_keeps_its_end_token(tok):
+    words = guidance.encode_clip(["a red heart above a blue star", "a"], tok, 5)
+    last = words["tokens"].gather(1, words["lengths"][:, None] - 1)
+    assert words["tokens"].shape == (2, 5) and words["lengths"][0] == 5
+    assert (last == tok.end_token).all()
+
+
+@torch.no_grad()
+def test_the_longest_caption_of_a_batch_changes_no_other():
+    """The tower stops at the longest: a short caption means the same beside it and alone."""
+    model, tok = guidance.NoisedCLIP(small.clip_preset().network), tokenizer.world_tokenizer()
+    both = guidance.encode_clip(["a red heart", "a small red heart on a white background"], tok, 20)
+    alone = guidance.encode_clip(["a red heart"], tok, 20)
+    assert torch.allclose(model.text(**both)[:1], model.text(**alone), atol=1e-5)
+
+
+# --- Weight files ---
+
+def save_clip(path, **facts):
+    torch.manual_seed(0)
+    model = guidance.NoisedCLIP(small.clip_preset().network)
+    unet.save_weights(path, model, **facts)
+    return model
+
+
+def test_a_clip_comes_back_as_it_went(tmp_path):
+    model = save_clip(tmp_path / "clip.pt")
+    again = guidance.NoisedCLIP.load(tmp_path / "clip.pt")
+    assert again.config == model.config and not again.training
+    for (key, value), back in zip(model.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(value.half().float(), back), key
+
+
+@pytest.mark.parametrize("what", ["nothing", "half a file", "a U-Net", "other sizes"])
+def test_what_is_no_clip_is_refused_in_one_line(tmp_path, what):
+    path = tmp_path / "clip.pt"
+    if what == "half a file":
+        save_clip(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif what == "a U-Net":
+        unet.save_weights(path, unet.UNet(small.preset().network))
+    elif what == "other sizes":
+        model = guidance.NoisedCLIP(small.clip_preset().network)
+        model.config = guidance.CLIP["tiny"]
+        unet.save_weights(path, model)
+    with pytest.raises((FileNotFoundError, ValueError)) as refusal:
+        guidance.NoisedCLIP.load(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_tiny_clip_guides_and_reranks(tmp_path):
+    sample = import_module("09_sample")
+    tok = tokenizer.world_tokenizer()
+    save_clip(tmp_path / "clip.pt", tokenizer=tok.merges, difficulty="single")
+    guide = sample.Clip.load(tmp_path / "clip.pt")
+    assert (guide.preset, guide.difficulty) == ("tiny", "single") and guide.embed(["a red heart"]).shape == (1, 32)
+    preset = small.preset()
+    captions = ["a red heart"] * 2
+    base = sample.Model.of(small.randomize(unet.UNet(preset.network)), preset.diffusion, 16, tok)
+    g = torch.Generator().manual_seed(0)
+    x_T = diffusion.gaussian(torch.empty(2, 3, 16, 16), g)
+    walk = diffusion.Diffusion.of(base.process, "4")
+    plain = walk.ddpm_sample(base.denoiser, x_T, generator=g, **base.encode(captions))
+    unmoved, moved = (sample.draw_small(base, captions, generator=torch.Generator().manual_seed(0), clip=guide,
+                                        guide="clip", scale=scale, steps="4", sampler="ddpm") for scale in (0.0, 1.0))
+    assert torch.allclose(unmoved, plain, atol=1e-6), "pulled by nothing: the model as trained"
+    assert not torch.allclose(moved, plain, atol=1e-3), "pulled by CLIP: another picture"
+    assert guide.fit(plain, captions).shape == (2,) and guide.fit(plain, captions).abs().max() <= 1.001
+
+
+def test_tiny_weights_without_a_clip_are_refused_in_one_line(tmp_path, capfd):
+    """--guide clip needs clip.pt in the folder of the weights; what to do is said."""
+    status = import_module("09_sample").main(["a red heart", "--guide", "clip", "--weights", str(tmp_path)])
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert status == 2 and len(lines) == 1 and "08_train.py clip" in lines[0] and str(tmp_path) in lines[0], lines
+
+
+def test_a_clip_of_single_things_is_not_asked_about_pairs():
+    sample = import_module("09_sample")
+    guide = sample.Clip(None, None, preset="tiny", difficulty="single")
+    with pytest.raises(ValueError, match="single things only"):
+        sample.check_prompt("a red heart above a blue star", guide)

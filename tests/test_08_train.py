@@ -700,6 +700,185 @@ def test_wilsons_interval(right, n, low, high):
     assert train.wilson(right, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
+# --- The noised CLIP ---
+
+CAPTIONS = ["a red heart above a blue star", "a blue star below a red heart", "a red heart", "a red heart",
+            "a small red heart on a white background", "a large red heart", "two red hearts"]
+
+
+def clip_scenes():
+    """CAPTIONS as scenes, and filled: the open sizes large, the open backgrounds black."""
+    said = [scene(caption) for caption in CAPTIONS]
+    shown = [replace(s, things=tuple(replace(thing, size=thing.size or "large") for thing in s.things),
+                     background=s.background or "black") for s in said]
+    return said, shown
+
+
+def test_the_truth_of_captions_is_more_than_the_diagonal():
+    """Said two ways, said twice, said less exactly: true. Another size, number or thing: false."""
+    said, shown = clip_scenes()
+    assert train.true_of(said, shown).int().tolist() == [
+        [1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 0],            # large on black
+        [0, 0, 1, 1, 1, 0, 0],                                   # small on white
+        [0, 0, 1, 1, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1]]
+
+
+def units(n, width, seed):
+    g = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(n, width, dtype=torch.float64, generator=g), dim=1)
+
+
+@pytest.mark.parametrize("truth", ["the diagonal", "several"])
+def test_the_contrastive_loss_is_a_double_loop(truth):
+    """-Σ q·log p over all captions of a picture and all pictures of a caption, q shared out among the true ones."""
+    fits = torch.eye(7, dtype=torch.bool) if truth == "the diagonal" else train.true_of(*clip_scenes())
+    images, texts = units(7, 16, 1), units(7, 16, 2)
+
+    def cross_entropy(logits, true):
+        total = sum(math.exp(logit) for logit in logits)
+        return -sum(math.log(math.exp(logit) / total) for logit, right in zip(logits, true) if right) / sum(true)
+    expected = []
+    for i in range(7):
+        row = [100 * float(images[i] @ texts[j]) for j in range(7)]
+        column = [100 * float(images[j] @ texts[i]) for j in range(7)]
+        expected.append((cross_entropy(row, fits[i].tolist()) + cross_entropy(column, fits[:, i].tolist())) / 2)
+    answer = train.contrastive_loss(images, texts, fits)
+    assert answer.dtype == torch.float64 and torch.allclose(answer, torch.tensor(expected, dtype=torch.float64), rtol=1e-5)
+
+
+def test_duplicates_are_no_negatives():
+    """A picture is drawn towards a caption that is another's and true of it; CLIP's own rule pushes it away."""
+    texts = torch.eye(3, dtype=torch.float64)
+    images = torch.tensor([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    images = F.normalize(images, dim=1).requires_grad_()
+    alike = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    for fits, sign in (alike, -1), (torch.eye(3, dtype=torch.bool), 1):
+        slope, = torch.autograd.grad(train.contrastive_loss(images, texts, fits).sum(), images)
+        assert slope[0, 1].sign() == sign, f"the loss's slope towards the other's caption is {slope[0, 1]:.3f}"
+
+
+def test_clips_pictures_are_noised_as_the_base_models_are(monkeypatch):
+    """By the same process; and independent draws reach every timestep of it."""
+    trainer, counts = train.CLIPTrainer(small.clip_preset(batch=500)), torch.zeros(1000)
+    assert trainer.preset.diffusion == train.PRESETS["tiny"]["base"].diffusion
+    seen, real = {}, trainer.process.q_sample
+
+    def spy(x0, t, noise):
+        counts.index_add_(0, t, torch.ones(len(t)))
+        seen.update(x0=x0, t=t, noise=noise, x_t=real(x0, t, noise))
+        return seen["x_t"]
+    monkeypatch.setattr(trainer.process, "q_sample", spy)
+
+    def image(x, t):
+        seen.update(asked=(x, t))
+        return torch.ones(len(x), 32, requires_grad=True)
+    monkeypatch.setattr(trainer.model, "image", image)
+    monkeypatch.setattr(trainer.model, "text", lambda tokens, lengths: torch.ones(len(tokens), 32))
+    trainer.losses(0)
+    assert torch.equal(seen["asked"][0], seen["x_t"]) and torch.equal(seen["asked"][1], seen["t"]), "told its own step"
+    pictures = diffusion.reduce(diffusion.world_pictures(500, 0, "single")[0], 16)
+    assert torch.equal(seen["x0"], pictures) and abs(seen["noise"].std() - 1) < 0.02
+    monkeypatch.setattr(diffusion, "world_pictures", lambda n, seed, difficulty: (
+        torch.zeros(n, 3, 64, 64), ["a red heart"] * n, [replace(scene("a small red heart"), background="white")] * n))
+    for seed in range(1, 40):
+        trainer.losses(seed)
+    off = (counts - 20) / math.sqrt(20)
+    assert counts.min() > 0 and off.abs().max() < 5, "20,000 draws of 1,000 timesteps: about 20 each"
+
+
+def test_a_clip_learns_one_batch_by_heart(monkeypatch):
+    trainer = train.CLIPTrainer(small.clip_preset(steps=200, warmup=5, batch=16, lr=3e-3))
+    batch = diffusion.world_pictures(16, 0, "single")
+    monkeypatch.setattr(diffusion, "world_pictures", lambda *a, **k: batch)
+    monkeypatch.setattr(torch, "randint", lambda high, size, **k: torch.zeros(size, dtype=torch.long))
+    losses = [trainer.advance() for _ in range(150)]
+    start, end = sum(losses[:5]) / 5, sum(losses[-10:]) / 10
+    assert end < 0.3 * start, f"the loss of one batch, shown 150 times, went from {start:.3f} to {end:.3f} only"
+
+
+def test_both_towers_of_a_clip_learn():
+    trainer = train.CLIPTrainer(small.clip_preset(warmup=0))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.advance()
+    still = [name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])]
+    assert not still, f"these did not move: {still}"
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(before)
+
+
+def test_a_stopped_clip_goes_on_as_if_nothing_had_happened(tmp_path):
+    def advanced(trainer, steps):
+        return [trainer.advance() for _ in range(steps)]
+    undisturbed, stopped = (train.CLIPTrainer(small.clip_preset(), seed=3) for _ in range(2))
+    expected = advanced(undisturbed, 4)
+    first = advanced(stopped, 2)
+    stopped.save(tmp_path / "checkpoint.pt")
+    torch.manual_seed(99)
+    resumed = train.CLIPTrainer(small.clip_preset(), seed=3)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert first + advanced(resumed, 2) == expected
+    assert same(lasting(resumed.state()), lasting(undisturbed.state())), "bit for bit"
+
+
+def test_a_clips_run_leaves_what_guiding_needs(tmp_path):
+    path = train.train(small.clip_preset(steps=2), tmp_path, difficulty="full", seed=3)
+    assert {p.name for p in tmp_path.iterdir()} == {"weights.pt", "matching.png", "loss.png", "log.jsonl", "checkpoint.pt"}
+    saved = unet.read_weights(path)
+    assert (saved["difficulty"], saved["size"], saved["made"]["steps"]) == ("full", 16, 2)
+    assert saved["diffusion"] == asdict(small.clip_preset().diffusion)
+    assert tokenizer.BPETokenizer(saved["tokenizer"]).encode("a red heart") == TOK.encode("a red heart")
+    assert list(saved["matching"]) == list(range(0, 1000, 100)) and all(n == 500 for _, n in saved["matching"].values())
+    assert guidance.NoisedCLIP.load(path).config == small.clip_preset().network
+
+
+class RiggedCLIP(torch.nn.Module):
+    """A CLIP that knows the truth: `image` answers the vectors it was given, `text` the captions' own."""
+
+    def __init__(self, truth):
+        super().__init__()
+        self.config, self.truth = small.clip_preset().network, truth
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def text(self, tokens, lengths):
+        scenes = [scene(TOK.decode(ids[:length - 1].tolist())) for ids, length in zip(tokens, lengths)]
+        return self.truth(scenes)
+
+
+def vectors_of(scenes):
+    """One-hot answers side by side, nothing where a scene is silent: products count what agrees."""
+    answers = train.labels(scenes)
+    hot = [F.one_hot(column.clamp(min=0), len(question[1])) * (column >= 0)[:, None]
+           for column, question in zip(answers.T, train.QUESTIONS)]
+    said = torch.cat(hot, 1).float()
+    return said / said.sum(1, keepdim=True).clamp(min=1)        # the share of what is said that agrees: 1 if all does
+
+
+@pytest.mark.parametrize("difficulty", ["single", "full"])
+def test_a_clip_that_knows_all_finds_every_caption(monkeypatch, difficulty):
+    shown, real = [], diffusion.draw_all
+
+    def draw_all(scenes, rng):
+        shown.extend(scenes)
+        return real(scenes, rng)
+    monkeypatch.setattr(diffusion, "draw_all", draw_all)
+    clip = RiggedCLIP(vectors_of)
+    clip.image = lambda x, t: (vectors_of(shown[-len(x):]) > 0).float()
+    process = diffusion.Diffusion.of(diffusion.DiffusionConfig())
+    found = train.matching(clip, TOK, process, difficulty=difficulty, n=200, timesteps=(0, 500))
+    assert found == {0: (200, 200), 500: (200, 200)}
+
+
+def test_a_clip_that_knows_nothing_guesses():
+    """All captions fit alike: one in a hundred is right, wherever the own one stands."""
+    clip = RiggedCLIP(lambda scenes: torch.ones(len(scenes), 2))
+    clip.image = lambda x, t: torch.ones(len(x), 2)
+    process = diffusion.Diffusion.of(diffusion.DiffusionConfig())
+    right, n = train.matching(clip, TOK, process, difficulty="full", n=1500, timesteps=(0,))[0]
+    low, high = train.wilson(right, n, z=3.5)
+    assert low < 0.01 < high, f"{right} of {n} where chance is 1 in 100"
+
+
 # --- The command line ---
 
 def test_the_command_trains_and_says_what_comes_next(tmp_path):
@@ -764,7 +943,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capfd, mo
 
 @pytest.mark.parametrize("argv", [["judge", "--world", "full"], ["judge", "--batch", 4], ["judge", "--resume"],
                                   ["--crop", 64], ["base", "--size", 32], ["upsampler", "--size", 64],
-                                  ["inpaint", "--crop", 32], ["inpaint-upsampler", "--size", 64]])
+                                  ["inpaint", "--crop", 32], ["inpaint-upsampler", "--size", 64],
+                                  ["clip", "--size", 16], ["clip", "--crop", 32]])
 def test_an_option_is_never_passed_over_in_silence(argv, tmp_path, capfd):
     lines = refused([*argv, "--out", tmp_path / "run"], capfd)
     assert len(lines) == 1 and next(word for word in argv if str(word).startswith("--")) in lines[0], lines
