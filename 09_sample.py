@@ -44,7 +44,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -731,7 +731,7 @@ def arguments(argv=None):
     add("--scale", type=finite, help="guidance: 1 is the model as trained, more insists (default 3, inpainting 5)")
     add("--guide", default="free", choices=("free", "clip"), help="by the model itself (default), or by a noised CLIP")
     add("--steps", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default: tiny 25, else 150)")
-    add("--sampler", choices=("ddim", "ddpm", "dpm"), help="of the base model (default: tiny ddim, else ddpm)")
+    add("--sampler", choices=("ddim", "ddpm", "dpm"), help="of the base model (default: tiny ddim, else and with CLIP ddpm)")
     add("--upsampler-steps", default="fast27", help="likewise (default fast27)")
     add("--image", type=Path, help="a picture to draw into, where --mask is white or in --box")
     add("--mask", type=Path, help="white = draw here, black = leave as it is; any size")
@@ -892,24 +892,37 @@ def loaders(args):
     return {name: lru_cache(load) for name, load in loading.items()} if args.keep or args.preset == "tiny" else loading
 
 
-def sample(args):
+def settings(args):
+    """What the command line changes of the base model's Sampling and of the upsampler's; an impossible walk is refused
+    before any work."""
+    how = {name: value for name in ("scale", "steps", "sampler", "batch") if (value := getattr(args, name)) is not None}
+    large = {"steps": args.upsampler_steps} | ({"batch": args.batch} if args.batch else {})
+    for spec in (args.steps or "1", args.upsampler_steps):
+        diffusion.respace(train.PRESETS[args.preset]["base"].diffusion.steps, spec)
+    if args.guide == "clip" and args.sampler is None:
+        how["sampler"] = "ddpm"      # DDIM shifts x̂_0 itself, by more than a picture where nearly all is noise (04)
+    return how, large
+
+
+def ready(args):
+    """The models of a drawing, for `generate`; what is wrong with the prompt or with small files is told at once."""
     if args.candidates and not args.rerank or args.rerank and (args.n or 1) > (args.candidates or 16):
         raise ValueError("--candidates belongs to --rerank, and there must be at least as many as --n asks for")
     check_prompt(args.prompt, None)
     models = loaders(args)
     if args.preset == "tiny" and not args.random_weights:
-        for name in models:                            # they are small: what is wrong with them is told at once
-            models[name] = models[name]()
-        check_prompt(args.prompt, models["base"])
-        check_prompt(args.prompt, models.get("clip"))
-    steps = 1000
-    for spec in (args.steps or "1", args.upsampler_steps):
-        diffusion.respace(steps, spec)                   # an impossible walk is refused before any work
+        models = {name: load() for name, load in models.items()}
+        for name in models.keys() & {"base", "clip"}:
+            check_prompt(args.prompt, models[name])
+    return models
+
+
+def sample(args):
+    """A prompt, and what else the command line says, becomes a file and its strip."""
+    models, (how, large) = ready(args), settings(args)
     args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
     sketch, known = read_sketch(args), read_known(args, train.PRESETS[args.preset]["base"].size)
     out, watch = target(args), Watch()
-    how = {name: value for name in ("scale", "steps", "sampler", "batch") if (value := getattr(args, name)) is not None}
-    large = {"steps": args.upsampler_steps} | ({"batch": args.batch} if args.batch else {})
     print(", ".join([repr(args.prompt), f"seed {args.seed}", *(f"{name} {value}" for name, value in how.items())]))
     pictures = generate(args.prompt, n=args.n or 1, seed=args.seed, watch=watch, known=known, large=large, sketch=sketch,
                         guide=args.guide, candidates=(args.candidates or 16) if args.rerank else None, **models, **how)
