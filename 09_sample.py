@@ -928,6 +928,8 @@ def sample(args):
                         guide=args.guide, candidates=(args.candidates or 16) if args.rerank else None, **models, **how)
     if known is not None:
         pictures = torch.stack([torch.from_numpy(np.array(known.put_back(p))).permute(2, 0, 1) for p in pictures])
+    if args.rerank:
+        watch.frames["base"].clear()     # they are of the first candidate, which need not be the best
     zoomed = args.preset == "tiny" and known is None
     save_picture(sheet(pictures, width=512 if zoomed else 1), out)
     save_picture(watch.strip(), strip_of(out))
