@@ -712,9 +712,10 @@ class Watch:
         for stage in self.frames.values():
             places = torch.linspace(0, len(stage) - 1, min(count, len(stage))).round().long().tolist()
             frames += [F.interpolate(stage[i][None].float(), size=128)[0].to(torch.uint8) for i in places]
-        page = Image.new("RGB", (count * 132 - 4, 2 * 132 - 4), "white")
+        rows = 2 if len(frames) > count else 1
+        page = Image.new("RGB", (count * 132 - 4, rows * 132 - 4), "white")
         for i, frame in enumerate(frames):
-            row, column = divmod(i, count) if len(frames) > count else (0, i)
+            row, column = divmod(i, count)
             page.paste(Image.fromarray(frame.permute(1, 2, 0).numpy()), (column * 132, row * 132))
         return page
 
