@@ -11,7 +11,7 @@ from PIL import Image
 import small
 
 unet, train = import_module("03_unet"), import_module("08_train")
-inpainting = import_module("lessons.inpainting_compared")
+inpainting, weaknesses = (import_module(f"lessons.{name}") for name in ("inpainting_compared", "weaknesses"))
 tokenizer = train.tokenizer
 
 
@@ -125,3 +125,97 @@ def test_inpainting_compared_runs(kinds, scratch, tmp_path, capfd):
     assert ("left out" in told) == (len(ways) == 2), "a missing way is told"
     assert "nan" not in told
     is_a_figure(tmp_path / "ways.png")
+
+
+# --- Weaknesses ---
+
+def rates(weakness, scenes, seen):
+    """The lines of a table, each as a fraction."""
+    return {line: hits / n for line, (hits, n) in
+            ((line, weaknesses.rate(*pair)) for line, pair in weakness(scenes, seen).items()) if n}
+
+
+@pytest.mark.parametrize("weakness, make", [(one, make) for make, some in weaknesses.EXAMS.values() for one in some])
+def test_a_faultless_model_makes_no_mistake(weakness, make):
+    """Also: every line that is drawn as a curve is a line of the table."""
+    scenes = make(12, 0)
+    found = rates(weakness, scenes, train.labels(scenes).clamp(min=0))
+    mistakes = {line for line in found if "swapped" in line or "changed" in line or "instead" in line
+                or "different things" in line or re.fullmatch(r"“(\w+)” drawn as (?!\1)\w+", line)}
+    assert found == {line: 0.0 if line in mistakes else 1.0 for line in found}
+    assert set(weaknesses.PLOTTED[weakness.__name__]) <= set(found) and weakness.__name__ in weaknesses.TITLES
+
+
+def test_pairs_show_every_swap_and_ask_each_relation_as_often():
+    scenes = weaknesses.pairs(12, 0)
+    assert scenes == weaknesses.pairs(12, 0) != weaknesses.pairs(12, 1)
+    for scene in scenes:
+        one, other = scene.things
+        assert one.noun != other.noun and one.color != other.color
+        assert tokenizer.Scene.parse(scene.caption()) == scene
+    assert [scene.relation for scene in scenes] == 3 * list(tokenizer.RELATIONS)
+
+
+@pytest.mark.parametrize("swapped", ["colours", "nouns", "things"])
+def test_swaps_are_told_apart(swapped):
+    scenes = weaknesses.pairs(12, 0)
+    seen = train.labels(scenes).clamp(min=0)
+    for part in {"colours": [weaknesses.COLORS], "nouns": [weaknesses.NOUNS]}.get(
+            swapped, [weaknesses.COLORS, weaknesses.NOUNS]):
+        seen[:, part] = seen[:, part].flip(1)
+    bound = rates(weaknesses.binding, scenes, seen)
+    assert bound["both nouns and both colours are there"] == 1 and bound[weaknesses.WHOLE] == 0
+    assert bound["each noun in its own colour"] == bound["own colours, if all four are there"] == (swapped == "things")
+    assert bound["colours swapped"] == (swapped == "colours") and bound["nouns swapped"] == (swapped == "nouns")
+    lie = rates(weaknesses.relations, scenes, seen)
+    assert lie["changed places"] == (swapped != "colours"), "which thing is which is told by the nouns"
+    assert lie["left or right, as said"] == lie["above or below, as said"] == (swapped == "colours")
+
+
+def test_what_is_no_pair_is_no_swap():
+    """Where one thing is drawn, the judge's answers about a second one mean nothing."""
+    scenes = weaknesses.pairs(12, 0)
+    seen = train.labels(scenes).clamp(min=0)
+    seen[:, weaknesses.LAYOUT] = 0
+    assert set(rates(weaknesses.binding, scenes, seen).values()) == {0.0}
+    assert rates(weaknesses.relations, scenes, seen) == {"both nouns are there": 0.0}, "and nothing is said of places"
+
+
+def test_counts_are_a_confusion_table():
+    scenes = weaknesses.counts(5, 0)
+    assert [scene.count for scene in scenes] == 5 * [1, 2, 3]
+    seen = train.labels(scenes).clamp(min=0)
+    seen[seen[:, 0] == 1, 0] = 2                  # every two is drawn as three
+    found = rates(weaknesses.counting, scenes, seen)
+    assert found["“two” drawn as three"] == 1 and found["“two” drawn as two"] == found["“three” drawn as two"] == 0
+    assert found["“one” drawn as one"] == found["“three” drawn as three"] == 1
+
+
+def test_a_new_thing_is_compared_with_a_seen_one_of_its_noun():
+    scenes = weaknesses.singles(20, 0)
+    for new, seen in zip(scenes[:20], scenes[20:]):
+        (one,), (other,) = new.things, seen.things
+        assert (one.color, one.noun) in tokenizer.HELD_OUT and (other.color, other.noun) not in tokenizer.HELD_OUT
+        assert (one.noun, one.size, new.background) == (other.noun, other.size, seen.background)
+
+
+def test_a_rate_of_nothing_is_no_number():
+    assert np.isnan(weaknesses.interval(0, 0)).all()
+    assert weaknesses.interval(5, 10)[0] == 0.5
+
+
+def test_weaknesses_runs(complete, tmp_path, capfd):
+    weaknesses.main([str(tmp_path / "weak.png"), "--n", "4", "--seeds", "0", "1", "--scales", "0", "3", "--steps", "2",
+                     "--weights", str(complete)])
+    told = capfd.readouterr().out
+    for weakness, lines in weaknesses.PLOTTED.items():
+        assert re.search(rf"^{weakness}, of \d+ ", told, re.M) and all(f"\n{line} " in told for line in lines), told
+    assert "no negation" in told and "Without a caption" in told and "nan" not in told
+    is_a_figure(tmp_path / "weak.png")
+
+
+def test_weights_of_single_things_are_refused_in_one_line(scratch, tmp_path):
+    folder = weights(tmp_path, scratch, difficulty="single", kinds=("base",))
+    with pytest.raises(SystemExit, match="single things only") as refusal:
+        weaknesses.main(["--weights", str(folder)])
+    assert "\n" not in str(refusal.value)
