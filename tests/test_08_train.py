@@ -944,7 +944,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capfd, mo
 @pytest.mark.parametrize("argv", [["judge", "--world", "full"], ["judge", "--batch", 4], ["judge", "--resume"],
                                   ["--crop", 64], ["base", "--size", 32], ["upsampler", "--size", 64],
                                   ["inpaint", "--crop", 32], ["inpaint-upsampler", "--size", 64],
-                                  ["clip", "--size", 16], ["clip", "--crop", 32]])
+                                  ["clip", "--size", 32], ["clip", "--crop", 32]])
 def test_an_option_is_never_passed_over_in_silence(argv, tmp_path, capfd):
     lines = refused([*argv, "--out", tmp_path / "run"], capfd)
     assert len(lines) == 1 and next(word for word in argv if str(word).startswith("--")) in lines[0], lines
