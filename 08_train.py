@@ -726,8 +726,8 @@ def exam(kind, n, seed=12345):
 def judge_ceiling(judge, n=3000):
     """How often the judge is right about *real* pictures: {kind: (right, n)}.
 
-    A model that drew just as the world is drawn would score this, up to chance. So a model at 90% under a ceiling of 93%
-    does not draw one caption in ten wrong: a good part of what is missing may be the judge's own errors.
+    A model that drew just as the world is drawn would score this, up to chance. So a model at 90% under a ceiling of
+    93% does not draw one caption in ten wrong: a good part of what is missing may be the judge's own errors.
     """
     size, ceiling = judge.config.size, {}
     for kind in KINDS:
