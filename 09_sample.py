@@ -77,8 +77,8 @@ PARTS = {3: "base", 6: "upsampler", 7: "inpaint", 10: "inpaint-upsampler"}   # b
 class Sampling:
     """How a model is drawn with, unless one says otherwise.
 
-    Few steps are coarse, many are slow. A small scale lets the prompt slip, a large one makes loud pictures that are all
-    alike (05). batch is a matter of memory alone, see `dice`.
+    Few steps are coarse, many are slow. A small scale lets the prompt slip, a large one makes loud pictures that are
+    all alike (05). batch is a matter of memory alone, see `dice`.
     """
 
     steps: str = "25"         # see diffusion.respace
@@ -367,7 +367,8 @@ def drawing_around(known, model):
 
 # A model that draws a caption right half of the time draws it right nearly always if one may choose among many: of 16
 # tries, all are wrong once in 65,536. What is missing is somebody to choose. CLIP can, for it says how well a picture
-# fits a caption; it reads clean pictures here, at t = 0. Only small pictures are compared, and only the best are enlarged.
+# fits a caption; it reads clean pictures here, at t = 0. Only small pictures are compared, and only the best are
+# enlarged.
 @dataclass
 class Clip:
     """A noised CLIP with its tokenizer. It reads captions in a vocabulary of its own, unlike any U-Net's."""
@@ -404,8 +405,8 @@ class Clip:
 # --- Measures ----------------------------------------------------------------------------------------
 
 # How many captions come out right, in the eyes of 08's judge; how faithful the upsampler is. The captions are drawn
-# from a seed of the measure's own, the same for every model, and each kind is counted apart: a model may know its colours
-# and not which of two things is above. Kinds that a world of single things never showed are not asked for.
+# from a seed of the measure's own, the same for every model, and each kind is counted apart: a model may know its
+# colours and not which of two things is above. Kinds that a world of single things never showed are not asked for.
 def caption_accuracy(base, judge, kind, n, *, seed=0, batch=100, **options):
     """How many of n captions of a kind (08's KINDS) the judge finds entirely right in the picture: (right, n).
 
@@ -456,8 +457,8 @@ def enlarging(upsampler, judge, kind, n, *, seed=0, batch=50):
 # OpenAI's checkpoints name the same layers by where they stood in OpenAI's code: "input_blocks.4.1.encoder_kv.weight".
 # Loading them is three questions. How large is the network? That stands in no file, but the shapes tell:
 # `config_from_shapes`. What is each tensor called here? `released_names` works it out for any size. Does it lie the
-# same way? Almost always; `joined` and `apart` convert where not. Then everything is checked: a key too many or too few,
-# or a shape that does not fit, is an error. A weight that is passed over in silence leaves a network that runs and
+# same way? Almost always; `joined` and `apart` convert where not. Then everything is checked: a key too many or too
+# few, or a shape that does not fit, is an error. A weight that is passed over in silence leaves a network that runs and
 # draws something, and nobody ever finds out why it is not as good as it should be.
 # Ours on the left, OpenAI's on the right; {} is a number. The places of blocks are filled in by `released_names`.
 INSIDE_BLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "scale_shift": "emb_layers.1",
@@ -1041,8 +1042,8 @@ def sample(args):
     """A prompt, and what else the command line says, becomes a file and its strip.
 
     Everything that can be refused is refused before the first step: a picture that took minutes must not be lost
-    because its folder cannot be written. The seed is drawn here if none was given, and printed, so that any picture can be
-    drawn again.
+    because its folder cannot be written. The seed is drawn here if none was given, and printed, so that any picture can
+    be drawn again.
     """
     models, (how, large) = ready(args), settings(args)
     args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
