@@ -37,9 +37,10 @@ OUTPUTS = Path(__file__).parent / "outputs"
 FACTOR = 4   # 64 -> 256, and 16 -> 64 in the tiny preset
 
 # Why two models? A U-Net at 256×256 pays for sixteen times as many pixels at every step, and most of what it would
-# have to decide, what is where, can be seen at 64. So the small model is made large (it does the thinking, in 100 to
-# 250 guided steps) and this one is cheap to walk: 27 steps, no guidance. It is one denoiser with two more wrappings, and
+# have to decide, what is where, can be seen at 64. So the first walk is the long one, 100 to 250
+# guided steps on few pixels, and this one has 27 steps and no guidance. It is a denoiser with one more wrapping, and
 # everything that 04 says of denoisers holds for it.
+
 
 def with_low_res(model):
     """A denoiser of large pictures that is shown the small one: `low_res` [B, 3, H/4, W/4] in [-1, 1].
