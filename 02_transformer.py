@@ -63,6 +63,10 @@ TEXT = {
 
 # --- Attention ---------------------------------------------------------------------------------------
 
+# Attention is a look-up that blurs. Each vector asks a question (its query), offers an answer (its value) and says
+# what it is an answer to (its key); a question gets the mean of all answers, those with a fitting key weighing more.
+# What fits is learned. The cost is one product for each pair, K² of them for a caption of K tokens. Both networks of
+# the course use these few functions: here words look at words, in 03 places of a picture at places and words.
 def attention_weights(q, k):
     """Who looks at whom: softmax(q·kᵀ/√d) over the keys (Vaswani et al. eq. 1), the part before the values.
 
@@ -117,7 +121,11 @@ class KeysWithoutBias(nn.Linear):
 
 
 class SelfAttention(nn.Module):
-    """Several small attentions side by side: each head compares the vectors by a question of its own."""
+    """Several small attentions side by side: each head compares the vectors by a question of its own.
+
+    One head hands over one mean. A noun may want its colour and its neighbour's name, each undiluted: two heads.
+    Each works on d = D/h numbers, so h of them cost what one of full width would.
+    """
 
     def __init__(self, width, heads, *, causal=False, key_bias=True):
         super().__init__()
@@ -133,8 +141,15 @@ class SelfAttention(nn.Module):
 
 # --- The Transformer ---------------------------------------------------------------------------------
 
+# A block moves information between the vectors (attention, the only place where they meet) and then works on each by
+# itself (the MLP). Both add to what is there and never replace it, so a block with nothing to say can say nothing, and
+# gradients reach the first block through the sums. The encoder is a table of vectors, a stack of blocks and a norm.
 class MLP(nn.Sequential):
-    """What is done to each vector alone: four times wider, bent by an exact GELU, and back."""
+    """What is done to each vector alone: four times wider, bent by an exact GELU, and back. [B, K, D] -> [B, K, D].
+
+    Two thirds of a block's weights are here. Exact: x·Φ(x), and not the approximation by a tanh that GPT-2 uses;
+    released weights would run with either, and answer a little wrongly with the other.
+    """
 
     def __init__(self, width):
         super().__init__()
@@ -145,7 +160,12 @@ class MLP(nn.Sequential):
 
 class Block(nn.Module):
     """Look around, then think: two residual steps. The norms stand before them (pre-norm), so the sum
-    itself, the "residual stream", runs untouched from the first block to the last."""
+    itself, the "residual stream", runs untouched from the first block to the last.
+
+    Vaswani et al. put the norm after the sum, which needs a slow start of the learning rate, the more so the deeper
+    the stack; GPT-2 and most after it, GLIDE too, have it before. The price is the one norm at the very end.
+    options go to SelfAttention: causal and key_bias, which CLIP sets otherwise (05).
+    """
 
     def __init__(self, width, heads, **options):
         super().__init__()
@@ -174,7 +194,11 @@ def first_weights(module, layers):
 
 
 class TextEncoder(nn.Module):
-    """GLIDE's text Transformer: a caption's tokens become K vectors of width D."""
+    """GLIDE's text Transformer: a caption's tokens become K vectors of width D [GLIDE section 4].
+
+    K is fixed: positions and padding are tables with a row for each place, so every caption fills them all, with words
+    or with padding. That costs time for short ones, and makes a batch one rectangle with nothing to be hidden.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -199,7 +223,8 @@ class TextEncoder(nn.Module):
 
         tokens  [B, K] integers in 0 … vocab_size-1; K must be the configured context
         mask    [B, K] bool, True where a token is real, False where it is padding
-        returns [B, K, D]
+        returns [B, K, D]: of each place, what it has heard of all the others
+        Raises ValueError for captions of another length, in words instead of a complaint about shapes.
         """
         if tokens.shape[-1] != self.config.context:
             raise ValueError(f"captions of {tokens.shape[-1]} tokens given, {self.config.context} expected: "

@@ -48,7 +48,11 @@ WEIGHTS = Path(__file__).parent / "lessons" / "weights"   # the small trained mo
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The sizes of a U-Net. Level 0 is the full picture, each further level half as large."""
+    """The sizes of a U-Net. Level 0 is the full picture, each further level half as large.
+
+    Attention compares every place with every other: at 64×64 that is 4,096² pairs a head, at 32×32 a sixteenth of
+    it. Hence none at level 0, where the convolutions do well without.
+    """
 
     channels: int = 192                              # at level 0; level i has channels × multipliers[i]
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
@@ -74,6 +78,9 @@ UNET = {
 
 # --- Pieces ------------------------------------------------------------------------------------------
 
+# Three pieces make the whole network. The timestep becomes a vector of waves. A residual block looks at 3×3 places at a
+# time and is told that vector. Attention looks at all places at once, and at the caption. All three leave the picture's
+# size alone, but for the blocks that resample, so they can be stacked to any depth.
 def timestep_embedding(t, dim):
     """A timestep as a row of waves, from fast to slow: [cos, sin] of t·10000^(-i/half) for i < half.
 
@@ -88,12 +95,21 @@ def timestep_embedding(t, dim):
 
 
 def norm(channels):
-    """Group norm over 32 groups: a picture's statistics do not depend on its neighbours in the batch."""
+    """Group norm over 32 groups: a picture's statistics do not depend on its neighbours in the batch.
+
+    They must not: in sampling a batch may be one picture, or hold the same one twice (guidance, 05). Each group's mean
+    and spread are taken over all its places, so channels must be divisible by 32.
+    """
     return nn.GroupNorm(32, channels, eps=1e-5)
 
 
 def zero(layer):
-    """Start a layer at zero, so that its block answers x + 0: a deep network begins as a shallow one."""
+    """Start a layer at zero, so that its block answers x + 0: a deep network begins as a shallow one.
+
+    It learns all the same: the gradient of a weight is what comes in times what is wanted, and neither is zero. Only
+    the layers before it must wait one step, until it lets gradients through. A test of the wiring must give it random
+    weights first, or every mistake would be multiplied by nothing.
+    """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -103,6 +119,8 @@ class ResBlock(nn.Module):
     """Two convolutions beside the identity, told the time and the caption between them.
 
     resample "down" or "up" halves or doubles the picture inside the block, the identity too (BigGAN's way).
+    emb is the width of the vector that steers, four times the network's channels; inside and outside are
+    channels. Where they differ, a 1×1 convolution stands in for the identity.
     """
 
     def __init__(self, inside, outside, emb, *, dropout=0.0, resample=None):
@@ -117,6 +135,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1)
 
     def _resize(self, x):
+        """[B, C, H, W] -> [B, C, H/2, W/2], [B, C, 2H, 2W] or x itself. Nothing is learned in it."""
         if self.resample == "down":
             return F.avg_pool2d(x, 2)                                   # the mean of each 2×2 square
         return F.interpolate(x, scale_factor=2) if self.resample else x   # each pixel four times
@@ -133,7 +152,12 @@ class ResBlock(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Every place of the picture looks at every other and at the caption."""
+    """Every place of the picture looks at every other and at the caption [GLIDE section 4].
+
+    A convolution knows its neighbours only: that two eyes be of one colour, or that the red thing be the left one, is
+    settled here. Places have no position vectors, as words have (02): the convolutions' zero borders, felt further
+    in with every layer, tell a place where it is. The caption needs no mask here: padding has learned vectors (02).
+    """
 
     def __init__(self, channels, head_channels, text_width):
         super().__init__()
@@ -159,7 +183,7 @@ class TextAttention(nn.Module):
 
 
 class Step(nn.Module):
-    """A residual block and, at the coarse levels, attention after it."""
+    """A residual block and, at the coarse levels, attention after it. One step of the way down leaves one skip."""
 
     def __init__(self, block, attention=None):
         super().__init__()
@@ -172,7 +196,10 @@ class Step(nn.Module):
 
 
 class Level(nn.Module):
-    """The steps of one size, then a halving block (down) or a doubling one (up), if another level follows."""
+    """The steps of one size, then a halving block (down) or a doubling one (up), if another level follows.
+
+    It only holds them; the order in which they run, and what is skipped, is `UNet.forward`'s to say.
+    """
 
     def __init__(self, steps, resample):
         super().__init__()
@@ -181,6 +208,12 @@ class Level(nn.Module):
 
 # --- The U-Net ---------------------------------------------------------------------------------------
 
+# The constructor lays out the way down, the middle and the way up; `forward` walks them. Both are short because a skip
+# is a stack in both: what is pushed last on the way down is popped first on the way up. With n blocks a level, each
+# leaves n + 1 skips, n of its steps and one of its entrance (the first convolution, or the halving), so up has
+# n + 1 steps.
+# What comes up and what was skipped are concatenated, in this order, and not added: the next block may weigh
+# the two as it likes. Exchanging them changes no shape, and makes trained weights worthless.
 class UNet(nn.Module):
     """GLIDE's U-Net with its text encoder: a denoiser (04) of pictures with captions."""
 
@@ -290,8 +323,14 @@ class UNet(nn.Module):
 
 # --- Weight files ------------------------------------------------------------------------------------
 
+# A file that tells its own story: beside the weights stand their sizes, and what 08 knows of their making. It is read
+# with weights_only=True, which takes tensors and plain values and refuses anything that would run code: a weight file
+# comes from strangers more often than a program does.
+
 def save_weights(path, model, **facts):
     """Write a model's weights, in 16 bits, with its config and whatever else must be known to use them.
+
+    facts are plain values: 08 puts the schedule, the picture's size, the merges of the tokenizer and its command here.
 
     First under a temporary name, then renamed: whoever looks sees the old file or the new one, never half of one.
     """

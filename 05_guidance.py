@@ -48,11 +48,22 @@ diffusion = import_module("04_diffusion")
 OUTPUTS = Path(__file__).parent / "outputs"
 
 
+# --- Classifier-free guidance --------------------------------------------------------------------------
+
+# By Bayes' rule p(c | x_t) is p(x_t | c)/p(x_t) up to a constant, so ∇ log p(c | x_t) is the difference of two scores;
+# and a score is -ε/√(1-ᾱ_t). The network, asked twice, is therefore a classifier by implication, and s - 1 says how
+# often its opinion is counted beyond once: ε̂ belongs to p(x_t | c)·p(c | x_t)^(s-1), which prefers pictures that could
+# be of nothing else. It needs no second network, and no gradient: the price is the second answer at each step.
+
 def classifier_free(model, scale):
     """A denoiser that exaggerates what the prompt changes [GLIDE section 2.3].
 
     model  a denoiser that takes `mask` (False: no token there), trained with some captions dropped
     scale  s: 0 ignores the prompt, 1 follows it as trained, more insists
+    returns a denoiser, and so whatever takes a denoiser (samplers, 06's and 07's wrappings) takes it guided
+
+    Only the noise is exaggerated. The variance says how sure one can be of the next step, and beyond what either branch
+    said it would mean nothing.
     """
     def double(value):
         return torch.cat([value, value])
@@ -79,7 +90,8 @@ def classifier_free(model, scale):
 
 # Two Transformers meet in one space: a caption's vector and its picture's point the same way, so their product
 # is large. An ordinary CLIP has never seen noise, and its gradient on a half-drawn picture is noise too: this one
-# was trained on pictures at every step of the diffusion, and is told the step.
+# was trained on pictures at every step of the diffusion, and is told the step. It must have the base model's schedule:
+# with another one, its t would mean another amount of noise.
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -108,7 +120,10 @@ PIXEL_STD = 68.50053285, 66.63215831, 70.32316309
 
 
 class Tower(nn.Module):
-    """What both towers share: blocks, then one token is read, normed and projected to a unit vector."""
+    """What both towers share: blocks, then one token is read, normed and projected to a unit vector.
+
+    Unit vectors, so that only directions are compared: a tower cannot win by shouting.
+    """
 
     def __init__(self, width, layers, heads, embedding, *, causal=False):
         super().__init__()
@@ -204,8 +219,12 @@ class NoisedCLIP(nn.Module):
 def clip_guidance(clip, text_embedding, scale):
     """A sampler's grad_fn that pulls the drawing towards a caption, as CLIP sees both.
 
-    text_embedding  [B, E] or [1, E], from clip.text;  scale  s: how hard
+    text_embedding  [B, E] or [1, E], from clip.text;  scale  s: how hard (the released notebook takes 3)
     -> grad_fn(x, t): x [B, 3, H, W] -> s·100·∇_x f(x, t)·g(c), the gradient of the logit [GLIDE section 2.4]
+
+    log p(c | x_t) would be the logit less the logarithm of a sum over all other captions, which nobody can list; the
+    logit alone is taken in its place. The sampler multiplies by its own variance (04). The network is asked forwards
+    and backwards at every step, and only x gets a gradient, no weight.
     """
     def grad_fn(x, t):
         with torch.enable_grad():            # samplers run without
@@ -217,6 +236,9 @@ def clip_guidance(clip, text_embedding, scale):
 
 # --- Captions and weights for all that follows -----------------------------------------------------------
 
+# Two encoders of captions, since a U-Net's text encoder and CLIP's have different habits: the one takes a mask and
+# replaces padding by learned vectors, the other is causal and must be told where its end token stands. What they return
+# are keyword arguments, to be given on with ** by people who need not know which they are.
 def encode(texts, tok, context, device="cpu"):
     """Captions as a denoiser takes them: tokens [B, K] and mask [B, K], cut or padded to K = context."""
     ids, masks = zip(*(tok.pad(tok.encode(text), context) for text in texts))

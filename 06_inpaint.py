@@ -42,6 +42,10 @@ OUTPUTS = Path(__file__).parent / "outputs"
 
 # --- Masks: 1 = known, 0 = to be drawn ---------------------------------------------------------------
 
+# A network that saw only boxes in training fills boxes; what people wipe out has any shape. So five kinds are mixed, of
+# all sizes: boxes, strokes of a brush, and what lies outside a box, which asks for the picture to be continued; in
+# three cases of twenty everything or nothing is known. "Nothing known" keeps the model able to draw from scratch,
+# "everything known" shows it that what is known is to be repeated as it is.
 def box(height, width, rng):
     """A rectangle to be drawn, of a quarter to all of either side."""
     mask = torch.ones(height, width)
@@ -72,7 +76,7 @@ def stroke(height, width, rng):
 def random_mask(count, height, width, *, seed=0):
     """The masks that inpainting is trained and tested on: boxes, strokes, borders, everything and nothing.
 
-    -> [count, 1, height, width] of 0 and 1. "Nothing known" keeps the model able to draw from scratch.
+    -> [count, 1, height, width] of 0 and 1, float32. The same seed gives the same masks.
     """
     rng = random.Random(seed)
     kinds = rng.choices([box, stroke, border, lambda h, w, _: torch.ones(h, w), lambda h, w, _: torch.zeros(h, w)],
@@ -82,11 +86,19 @@ def random_mask(count, height, width, *, seed=0):
 
 # --- Three ways of drawing around them ---------------------------------------------------------------
 
+# All three fit into what samplers and denoisers offer (04), and can be combined: with_known is a denoiser around a
+# denoiser; replace_known is an x0_fn, which sees each predicted picture; overwrite_known is a step_fn, which sees each
+# x_{t-1}. GLIDE's own notebook uses the first together with the second: the fine-tuned network looks at what is known,
+# and whatever it makes of that, the known pixels come out exact.
 def with_known(model):
     """A denoiser that is shown the known part of the picture.
 
     inpaint_image [B, 3, H, W] in [-1, 1], inpaint_mask [B, 1, H, W], 1 = known. The inner model sees
     x, picture × mask and mask on its input channels, in this order. With an upsampler: with_known(with_low_res(unet)).
+
+    The picture is multiplied by the mask before anything sees it: in training the whole picture is at hand, and a
+    network that could peek under its hole would learn to copy. The mask is shown too, for a wiped-out pixel is 0, and
+    so is a grey one. Neither is noised: the known part is seen clearly from the first step on.
     """
     def known(inpaint_image, inpaint_mask):
         return torch.cat([inpaint_image * inpaint_mask, inpaint_mask], dim=1)   # [B, 4, H, W]
@@ -125,7 +137,9 @@ def grow(network):
 def replace_known(image, mask):
     """x0_fn for a sampler: the known part of every predicted picture becomes the true one.
 
-    image [B, C, H, W] in [-1, 1], mask [B, 1, H, W] with 1 = known
+    image [B, C, H, W] in [-1, 1], mask [B, 1, H, W] with 1 = known. The last predicted picture is the result (the last
+    step adds no noise), so the known pixels come out exact. On the way the posterior's mean is taken with the true
+    pixels, and the known part walks towards them.
     """
     return lambda x0: torch.where(mask.bool(), image, x0)
 
@@ -134,13 +148,18 @@ def overwrite_known(process, image, mask, generator=None):
     """step_fn for a sampler: the known part of every new x_{t-1} becomes a draw from q(x_{t-1} | image).
 
     process is the (respaced) Diffusion that is sampled; at the last step the picture itself is put in.
+
+    Fresh noise at every step: the known part of x_{t-1} is then noised like any picture of the data at t-1, as
+    the model expects. But at the noisy end it says little, and by the time it can be seen the hole has been settled.
     """
     def step_fn(x, t):
         before = process.before   # ᾱ of the step just reached: 1 at the end
+        # x_{t-1} = √ᾱ_{t-1}·image + √(1-ᾱ_{t-1})·ε   [DDPM eq. 4]
         noised = process.at(before.sqrt(), t, x) * image \
             + process.at((1 - before).sqrt(), t, x) * diffusion.gaussian(image, generator)
         return torch.where(mask.bool(), noised, x)
     return step_fn
+
 
 # --- The demonstration -------------------------------------------------------------------------------
 

@@ -36,12 +36,19 @@ inpaint = import_module("06_inpaint")
 OUTPUTS = Path(__file__).parent / "outputs"
 FACTOR = 4   # 64 -> 256, and 16 -> 64 in the tiny preset
 
+# Why two models? A U-Net at 256×256 pays for sixteen times as many pixels at every step, and most of what it would
+# have to decide, what is where, can be seen at 64. So the first walk is the long one, 100 to 250
+# guided steps on few pixels, and this one has 27 steps and no guidance. It is a denoiser with one more wrapping, and
+# everything that 04 says of denoisers holds for it.
+
 
 def with_low_res(model):
     """A denoiser of large pictures that is shown the small one: `low_res` [B, 3, H/4, W/4] in [-1, 1].
 
     model sees x and the enlarged picture side by side on its input channels; it is the enlarging, by torch's
-    bilinear filter, that `prepare` does once.
+    bilinear filter, that `prepare` does once. Enlarged, each small pixel lies over the 4×4 that it became, so
+    that the first convolution finds both at one place. The low-resolution picture is *not* noised, at any step:
+    it is a condition, like the caption.  -> model(x, t, low_res=, …); ValueError where the sizes do not fit
     """
     def inner_prepare(low_res, **cond):
         enlarged = F.interpolate(low_res, scale_factor=FACTOR, mode="bilinear")
@@ -53,14 +60,18 @@ def with_low_res(model):
         if enlarged.shape[2:] != x.shape[2:]:
             raise ValueError(f"a picture of {tuple(x.shape[2:])} pixels needs low_res {FACTOR} times smaller, "
                              f"not one that enlarges to {tuple(enlarged.shape[2:])}")
-        return model(torch.cat([x, enlarged], dim=1), t, **cond)
+        return model(torch.cat([x, enlarged], dim=1), t, **cond)   # [B, 6, H, W]; x first, as the weights expect
 
     denoiser.prepare = inner_prepare
     return denoiser
 
 
 def round_to_bytes(x):
-    """The picture as an 8-bit file would hold it: [-1, 1] in 256 steps, as GLIDE's low-resolution input is."""
+    """The picture as an 8-bit file would hold it: [-1, 1] in 256 steps, as GLIDE's low-resolution input is.
+
+    In training it is a reduced photograph, which has bytes; what a base model draws has not, and may lie a little
+    beyond ±1. Rounded and clipped, the two are of one kind, and a network cannot trip over the difference.
+    """
     return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
@@ -70,6 +81,10 @@ def upsample(model, low_res, *, process, sampler="ddim", generator=None, noise=0
     model    a denoiser that takes low_res;  process  its Diffusion, respaced to 'fast27' by default elsewhere
     low_res  [B, 3, H, W] in [-1, 1] -> [B, 3, 4H, 4W]. No guidance, DDIM with eta 0, starting from slightly
              less than unit noise, as the released notebooks do; when inpainting they walk with sampler "ddpm".
+    cond     what the denoiser takes beside low_res (tokens, mask, …), and a sampler's x0_fn, grad_fn or step_fn
+
+    DDIM draws no fresh noise, and so the walk may be short (04). Of its 27 steps 'fast27' spends ten on the two
+    hundred timesteps nearest to the picture: with the small picture given, detail is all there is to find.
     """
     B, C, H, W = low_res.shape
     x = noise * diffusion.gaussian(low_res.new_empty(B, C, FACTOR * H, FACTOR * W), generator)
@@ -80,7 +95,13 @@ def denoiser_of(model, config, process=diffusion.DiffusionConfig()):
     """A U-Net as a denoiser: given the inputs that its channels ask for, and answering ε whatever it predicts.
 
     config  its UNetConfig: 3 input channels for a base model, 6 for an upsampler, and 4 more with known parts
+    process its DiffusionConfig, which says whether it predicts ε or v. Raises ValueError for other channel counts.
+
+    This is where the course's pieces meet: the network of 03, its inputs of 06 and 07, ε of 04. Channels reach
+    the network as x, known part, low_res: each wrapping puts its own behind x, so the one that comes later here, and
+    stands further out, is nearer to x. The other order runs as well, and draws nonsense with trained weights.
     """
+    # channels beside x's -> what is wrapped around the network, innermost first
     inputs = {0: [], 3: [with_low_res], 4: [inpaint.with_known], 7: [with_low_res, inpaint.with_known]}
     extra = config.in_channels - config.out_channels // 2
     if extra not in inputs:
@@ -88,6 +109,7 @@ def denoiser_of(model, config, process=diffusion.DiffusionConfig()):
     for wrap in inputs[extra]:
         model = wrap(model)
     return diffusion.answers_eps(model, process)
+
 
 # --- The demonstration -------------------------------------------------------------------------------
 
@@ -127,7 +149,11 @@ def show_errors(model, process, true, low_res, cond):
 
 
 def compare(true, low_res, large, seconds):
-    """The enlarged pictures beside bicubic interpolation."""
+    """The enlarged pictures beside bicubic interpolation. -> bicubic's, [n, 3, 64, 64]
+
+    Three numbers, since none tells all: does the colour stay what it was (reduced again, the result should be the
+    small picture), how near is each pixel (PSNR, which favours blur), and are edges as steep as true ones are?
+    """
     print(f"\n── 3. {len(true)} pictures of 16×16 enlarged to 64×64: 27 steps, {seconds:.1f} s")
     bicubic = F.interpolate(low_res, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
     for name, x in ("bicubic", bicubic), ("upsampler", large):

@@ -66,12 +66,20 @@ OUTPUTS, WEIGHTS = Path(__file__).parent / "outputs", unet.WEIGHTS
 
 # --- The pipeline ------------------------------------------------------------------------------------
 
+# From the outside in: `generate` makes pictures of a prompt, in batches; `draw_small` and `enlarge` are its two walks,
+# each a few lines that put together what 04 to 07 defined; `Model` holds what such a walk needs to know of a network,
+# and `Sampling` how one usually draws with it. Nothing here knows where weights come from: tiny, released and random
+# ones are all a Model. So the same lines draw 16 pixels on a laptop and 256 on a GPU.
 PARTS = {3: "base", 6: "upsampler", 7: "inpaint", 10: "inpaint-upsampler"}   # by the U-Net's input channels
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is drawn with, unless one says otherwise."""
+    """How a model is drawn with, unless one says otherwise.
+
+    Few steps are coarse, many are slow. A small scale lets the prompt slip, a large one makes loud pictures that are
+    all alike (05). batch is a matter of memory alone, see `dice`.
+    """
 
     steps: str = "25"         # see diffusion.respace
     sampler: str = "ddim"     # "ddim", "ddpm" or "dpm"
@@ -92,7 +100,11 @@ class Sampling:
 
 @dataclass
 class Model:
-    """A network with all that drawing with it takes."""
+    """A network with all that drawing with it takes.
+
+    Weights alone are of no use: with another schedule, tokenizer or picture size the same numbers draw noise. So these
+    travel together, in a file of 08's as facts beside the weights, and here as one object.
+    """
 
     denoiser: object
     config: unet.UNetConfig
@@ -125,10 +137,12 @@ class Model:
 
     @property
     def part(self):
+        """What kind of model: "base", "upsampler", "inpaint" or "inpaint-upsampler"."""
         return PARTS[self.config.in_channels]
 
     @property
     def sampling(self):
+        """How one usually draws with it."""
         return Sampling.of(self.preset, self.part)
 
     def encode(self, prompts):
@@ -139,7 +153,11 @@ class Model:
 def in_precision(network, dtype):
     """Turn a U-Net to 16 bits, all but its last layer; float32 leaves it as it is.
 
-    The softmax and the norms' statistics are float32 inside torch's operators whatever comes in. Channels last in
+    For drawing, unlike training (08), the weights themselves may be short: nothing small is ever added to them. That
+    halves the memory, 1.5 GB to 0.8 for the released base model, as well as the time to read it.
+
+    The softmax and the norms' statistics are float32 inside torch's operators whatever comes in. The last layer stays
+    as it is, because samplers divide its answer by √ᾱ, which makes an error in it large. Channels last in
     memory: what a convolution's matrix product reads together then lies together.
     """
     if dtype != torch.float32:
@@ -154,6 +172,9 @@ def draw_small(base, prompts, *, generator, known=None, clip=None, watch=None, *
     generator  one, or a list of one for each picture;  known  a Known: draw only what it leaves open
     clip       a Clip, for guide="clip";  watch(x0, left)  sees each predicted picture
     how        changes of base.sampling: steps, sampler, scale, guide, sketch
+
+    Both ways of guiding [GLIDE section 2.3 and 2.4] end in one call of a sampler: classifier-free guidance is another
+    denoiser, CLIP's a gradient that is added on the way. One or the other, as the paper compares them.
     """
     how = replace(base.sampling, **how)
     noise = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
@@ -171,17 +192,23 @@ def beginning(base, how, noise):
     """-> the process to walk and where its walk begins: at noise [B, 3, S, S] or, with a sketch, on the way from there.
 
     The sketch is noised so far that its details are drowned and its composition is not, and only the rest of the way
-    is walked, to a picture that the model finds likely: SDEdit [section 3.2].
+    is walked, to a picture that the model finds likely: SDEdit [section 3.2]. strength is the choice between the two: a
+    little noise leaves a clumsy drawing clumsy, much of it leaves nothing of the drawing.
     """
     if how.sketch is None:
         return diffusion.Diffusion.of(base.process, how.steps), noise
+    # x_t = √ᾱ_t·sketch + √(1-ᾱ_t)·ε at the noisiest timestep that is kept   [DDPM eq. 4]
     process = diffusion.Diffusion.of(base.process, how.steps, how.sketch.strength)
     t = torch.full((len(noise),), process.timesteps[-1])
     return process, process.q_sample(pixels(how.sketch.picture, base.size).to(noise), t, noise)
 
 
 def enlarge(upsampler, low_res, prompts, *, generator, known=None, watch=None, **how):
-    """[B, 3, S, S] -> [B, 3, 4S, 4S], guided by nothing but the small picture and the prompt."""
+    """[B, 3, S, S] -> [B, 3, 4S, 4S], guided by nothing but the small picture and the prompt.
+
+    How closely the prompt is followed has been decided at the small size; guidance here would double the cost of the
+    dearest steps, those on sixteen times as many pixels, for what is settled.
+    """
     how = replace(upsampler.sampling, **how)
     process = diffusion.Diffusion.of(upsampler.process, how.steps)
     given, x0_fn = drawing_around(known, upsampler)
@@ -199,6 +226,7 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
     candidates  so many small pictures are drawn; those n that fit the prompt best, says clip, are enlarged
     watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
     known  as for draw_small;  how, large  changes of the base model's and the upsampler's sampling
+    Raises ValueError where numbers overflowed: float16 ends at 65,504, and beyond that are no numbers.
     """
     large, guide = large or {}, opened(clip) if how.get("guide") == "clip" else None
 
@@ -222,7 +250,11 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
 
 
 def opened(model):
-    """A model, loaded now if it is a function that loads it."""
+    """A model, loaded now if it is a function that loads it.
+
+    One that is loaded here leaves memory when its walk is over: at no time need the released base model and upsampler,
+    some 400 million numbers each, lie there together.
+    """
     return model() if callable(model) else model
 
 
@@ -233,16 +265,25 @@ def in_batches(draw, model, n, how):
 
 
 def dice(seed, stage, places):
-    """A source of random numbers for each picture of a stage: how many are drawn at a time changes nothing."""
+    """A source of random numbers for each picture of a stage: how many are drawn at a time changes nothing.
+
+    With one source for all, the third picture's noise would depend on how many stand before it, and --batch or --n
+    would change every picture. They live on the CPU, whose numbers are the same on every machine; a GPU's are its own.
+    The name of the stage is part of the seed: the upsampler must not begin with the noise that the base began with.
+    """
     return [torch.Generator().manual_seed(zlib.crc32(f"{seed} {stage} {k}".encode())) for k in places]
 
 
 def told(watch, stage):
+    """watch(stage, x0, left) as a watch(x0, left) that knows its stage; None stays None."""
     return (lambda x0, left: watch(stage, x0, left)) if watch else None
 
 
 def watching(watch, steps, x0_fn=None):
-    """An x0_fn that does what another does, if any, and counts down."""
+    """An x0_fn that does what another does, if any, and counts down.
+
+    Samplers have no hook for onlookers; x0_fn (04) sees every predicted picture, and may as well leave it as it is.
+    """
     left = itertools.count(steps - 1, -1)
 
     def watched(x0):
@@ -254,8 +295,18 @@ def watching(watch, steps, x0_fn=None):
 
 # --- Drawing into a picture, and over one ------------------------------------------------------------
 
+# People bring pictures of any size and shape; a model has one size. Two conversions are kept apart here. On the way in,
+# picture and hole become tensors at each model's size. On the way out, only the hole is taken from what was drawn:
+# outside it each pixel of the person's own picture comes back untouched, not a copy that went through 64 pixels.
+#
+# A mask *file* is white where shall be drawn, as a painter would mark it; a mask *tensor* is 1 where the picture is
+# known, as the network was taught (06). `Known.at` is the only place where the one becomes the other: turned round
+# twice, or in one of two places, it would keep the hole and draw over the rest.
 def pixels(picture, size):
-    """An RGB image of any size as [1, 3, size, size] in [-1, 1]."""
+    """An RGB image of any size as [1, 3, size, size] in [-1, 1].
+
+    Made smaller, a pixel is the mean of those it covers, as in training; made larger, it is interpolated.
+    """
     filter = Image.BOX if min(picture.size) >= size else Image.BICUBIC
     return torch.from_numpy(np.array(picture.resize((size, size), filter))).permute(2, 0, 1)[None] / 127.5 - 1
 
@@ -270,7 +321,11 @@ class Sketch:
 
 @dataclass
 class Known:
-    """A picture of any size and its hole, as both models want them and as it comes back."""
+    """A picture of any size and its hole, as both models want them and as it comes back.
+
+    The hole has the small model's pixels at every size: what the base model left alone, the upsampler must not
+    redraw, and what the base model drew is what the upsampler has to enlarge.
+    """
 
     picture: Image.Image    # RGB
     hole: Image.Image       # L: white = draw here
@@ -278,7 +333,7 @@ class Known:
 
     def at(self, size, device):
         """-> the picture [1, 3, size, size] in [-1, 1] and its mask [1, 1, size, size], 1 = known."""
-        mask = torch.from_numpy(np.array(self._mask((size, size)))) == 0
+        mask = torch.from_numpy(np.array(self._mask((size, size)))) == 0     # white = draw becomes 1 = known: here
         return pixels(self.picture, size).to(device), mask[None, None].to(device, torch.float32)
 
     def _mask(self, size):
@@ -310,9 +365,13 @@ def drawing_around(known, model):
 
 # --- Which of them fits best? ------------------------------------------------------------------------
 
+# A model that draws a caption right half of the time draws it right nearly always if one may choose among many: of 16
+# tries, all are wrong once in 65,536. What is missing is somebody to choose. CLIP can, for it says how well a picture
+# fits a caption; it reads clean pictures here, at t = 0. Only small pictures are compared, and only the best are
+# enlarged.
 @dataclass
 class Clip:
-    """A noised CLIP with its tokenizer."""
+    """A noised CLIP with its tokenizer. It reads captions in a vocabulary of its own, unlike any U-Net's."""
 
     network: guidance.NoisedCLIP
     tokenizer: object
@@ -345,8 +404,14 @@ class Clip:
 
 # --- Measures ----------------------------------------------------------------------------------------
 
+# How many captions come out right, in the eyes of 08's judge; how faithful the upsampler is. The captions are drawn
+# from a seed of the measure's own, the same for every model, and each kind is counted apart: a model may know its
+# colours and not which of two things is above. Kinds that a world of single things never showed are not asked for.
 def caption_accuracy(base, judge, kind, n, *, seed=0, batch=100, **options):
-    """How many of n captions of a kind (08's KINDS) the judge finds entirely right in the picture: (right, n)."""
+    """How many of n captions of a kind (08's KINDS) the judge finds entirely right in the picture: (right, n).
+
+    Entirely: with four questions that are each right nine times in ten, and independent, all are in two of three.
+    """
     right, generator = 0, torch.Generator().manual_seed(seed)
     for scenes in batches(train.exam(kind, n, seed), batch):
         drawn = draw_small(base, [scene.caption() for scene in scenes], generator=generator, **options)
@@ -355,6 +420,7 @@ def caption_accuracy(base, judge, kind, n, *, seed=0, batch=100, **options):
 
 
 def batches(items, size):
+    """A list in pieces of at most this length, in order."""
     return [items[i:i + size] for i in range(0, len(items), size)]
 
 
@@ -364,6 +430,9 @@ def enlarging(upsampler, judge, kind, n, *, seed=0, batch=50):
     -> {"upsampler": …, "bicubic": …}, each with `colour`: the mean absolute difference, on [0, 1], between
     the result reduced again and the small picture; `psnr` in dB against the true large picture; `right`: how
     often the judge of large pictures names every noun.
+
+    PSNR alone would mislead: it rewards the mean of all sharp pictures that are possible, which is a blurred one. The
+    judge asks instead whether one sees what it is.
     """
     generator, sums = torch.Generator().manual_seed(seed), {}
     for scenes in batches(train.exam(kind, n, seed), batch):
@@ -375,6 +444,7 @@ def enlarging(upsampler, judge, kind, n, *, seed=0, batch=50):
                    "bicubic": F.interpolate(low, scale_factor=upsample.FACTOR, mode="bicubic").clamp(-1, 1)}
         for name, x in results.items():
             colour = (F.avg_pool2d(x, upsample.FACTOR) - low).abs().flatten(1).mean(1) / 2
+            # PSNR = -10·log₁₀ of the mean squared difference on [0, 1]; a difference on [-1, 1] is twice as large
             psnr = -10 * ((x - large) / 2).square().flatten(1).mean(1).log10()
             seen = torch.from_numpy(train.scores(judge, x, scenes)["noun"]).double()
             total = torch.stack([colour.sum().double(), psnr.sum().double(), seen.sum()])
@@ -384,6 +454,12 @@ def enlarging(upsampler, judge, kind, n, *, seed=0, batch=50):
 
 # --- Released weights: one table of names, both ways -----------------------------------------------------
 
+# OpenAI's checkpoints name the same layers by where they stood in OpenAI's code: "input_blocks.4.1.encoder_kv.weight".
+# Loading them is three questions. How large is the network? That stands in no file, but the shapes tell:
+# `config_from_shapes`. What is each tensor called here? `released_names` works it out for any size. Does it lie the
+# same way? Almost always; `joined` and `apart` convert where not. Then everything is checked: a key too many or too
+# few, or a shape that does not fit, is an error. A weight that is passed over in silence leaves a network that runs and
+# draws something, and nobody ever finds out why it is not as good as it should be.
 # Ours on the left, OpenAI's on the right; {} is a number. The places of blocks are filled in by `released_names`.
 INSIDE_BLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "scale_shift": "emb_layers.1",
                 "norm2": "out_layers.0", "conv2": "out_layers.3", "skip": "skip_connection"}
@@ -428,8 +504,13 @@ def released_names(config):
 
 
 def config_from_shapes(shapes):
-    """The sizes of a released U-Net, read off its keys and shapes {key: shape}."""
+    """The sizes of a released U-Net, read off its keys and shapes {key: shape}.
+
+    The way up is read, because there each level has the same number of blocks, each with the level's width, and a
+    doubling block at its end. What no shape tells is assumed: 64 channels a head, in both networks.
+    """
     def numbers(pattern):
+        """The numbers that keys have at one place, each once, ascending."""
         return sorted({int(m[1]) for m in map(re.compile(pattern).match, shapes) if m})
 
     doubling = numbers(r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight")     # one a level but the last
@@ -468,7 +549,10 @@ def released_unet(state_dict):
 
 @contextmanager
 def refusing(what):
-    """Reading sizes off the shapes of another model fails in many ways; to the user they are all one."""
+    """Reading sizes off the shapes of another model fails in many ways; to the user they are all one.
+
+    Inside the with block each of them becomes a ValueError that names `what` was expected, in at most 300 characters.
+    """
     try:
         yield
     except (LookupError, ValueError, ZeroDivisionError, AttributeError, TypeError, RuntimeError) as e:
@@ -476,7 +560,12 @@ def refusing(what):
 
 
 def take_over(model, state_dict, names, what, heads=1):
-    """Give a model the released weights: {our key: theirs, or several of theirs}. All or ValueError."""
+    """Give a model the released weights: {our key: theirs, or several of theirs}. All or ValueError.
+
+    names covers all of the model's keys, so comparing their names with the file's, both ways, is the whole check. The
+    weights become float32: a file may hold 16 bits. assign=True puts the tensors in the place of the model's, which
+    was built on the meta device and has no memory that could be copied into.
+    """
     names = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in names.items()}
     if odd := sorted({part for parts in names.values() for part in parts} ^ set(state_dict)):
         raise ValueError(f"{len(odd)} keys do not fit {what}, {odd[0]!r} for one")
@@ -513,6 +602,7 @@ def export_openai(model):
 
 
 def shapes_of(state_dict):
+    """{key: shape as a tuple}: all that sizes are read off, and all that a check of a file compares."""
     return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
@@ -590,7 +680,11 @@ def export_openai_clip(clip):
 # ======================================================================================================
 
 def check_prompt(prompt, model):
-    """Raises ValueError, one line, for a prompt that these weights cannot know how to draw."""
+    """Raises ValueError, one line, for a prompt that these weights cannot know how to draw.
+
+    A model does not refuse: asked for what it never saw, it draws something, and one would blame the sampler. The tiny
+    ones have a grammar, so here one can tell beforehand; the released ones take any text.
+    """
     if not prompt.strip():
         raise ValueError('the prompt is empty; try "a red heart above a blue umbrella"')
     if model is None or model.preset != "tiny":
@@ -603,7 +697,10 @@ def check_prompt(prompt, model):
 
 
 def sheet(pictures, *, width=512, gap=8):
-    """Pictures uint8 [n, 3, H, W] side by side, enlarged so that pixels show as squares: a PIL image."""
+    """Pictures uint8 [n, 3, H, W] side by side, enlarged so that pixels show as squares: a PIL image.
+
+    At most four in a row. Zoomed by a whole number, for otherwise some pixels would come out wider than others.
+    """
     n, _, H, W = pictures.shape
     columns = min(n, 4)
     zoom = max(1, width // (W * min(columns, 2)))
@@ -648,7 +745,10 @@ def read_picture(path, mode):
 
 
 def read_known(args, small):
-    """--image and --mask or --box as a Known; None without them."""
+    """--image and --mask or --box as a Known; None without them.
+
+    A hole without a single pixel is refused: one would wait for a drawing and get the same picture back.
+    """
     if args.image is None and args.mask is None and args.box is None:
         return None
     if args.image is None or (args.mask is None) == (args.box is None):
@@ -689,12 +789,17 @@ def read_sketch(args):
 
 
 class Watch:
-    """The progress line, and the predicted pictures that become the strip."""
+    """The progress line, and the predicted pictures that become the strip.
+
+    Not x_t but x̂_0: what the model believes at each step that the picture will be. It begins as a blurred average and
+    becomes certain, and one sees at which step it is decided what is drawn.
+    """
 
     def __init__(self):
         self.start, self.total, self.frames = time.time(), {}, {"base": [], "upsampler": []}
 
     def __call__(self, stage, x0, left):
+        """One step of a stage: its predicted pictures [B, 3, H, W], and how many steps are left after it."""
         total = self.total.setdefault(stage, left + 1)
         if len(self.frames[stage]) < total:                # of the first picture only
             self.frames[stage].append(train.to_bytes(x0[0].detach().clamp(-1, 1)).cpu())
@@ -721,6 +826,7 @@ class Watch:
 
 
 def arguments(argv=None):
+    """The command line. None is left where the model has a say in the default: 25 steps for one, 150 for another."""
     parser = argparse.ArgumentParser(description="A prompt becomes a picture.", allow_abbrev=False,
                                      epilog=f"The language of the tiny weights: {tokenizer.vocabulary()}")
     add = parser.add_argument
@@ -759,12 +865,14 @@ def arguments(argv=None):
 
 
 def finite(text):
+    """A number for argparse; float() alone also takes "nan" and "inf", which no picture survives."""
     if not math.isfinite(float(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return float(text)
 
 
 def strength(text):
+    """A share for argparse; at 0 there would be nothing to draw."""
     if not 0 < float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
     return float(text)
@@ -799,7 +907,11 @@ def strip_of(out):
 
 
 def dtype_of(args):
-    """The numbers to compute with: 16 bits where they are fast and the model is large enough to gain by them."""
+    """The numbers to compute with: 16 bits where they are fast and the model is large enough to gain by them.
+
+    bfloat16 if there is a choice, because it cannot overflow where float32 does not (08); float16 on GPUs that do not
+    have it. A CPU without instructions for 16 bits would convert them back and forth.
+    """
     if args.dtype != "auto":
         return getattr(torch, args.dtype)
     if args.preset == "tiny":
@@ -821,7 +933,11 @@ def load_tiny(args, name):
 
 
 def load_random(args, part):
-    """A model or CLIP of a preset's size that knows nothing. Its tokenizer knows bytes only."""
+    """A model or CLIP of a preset's size that knows nothing. Its tokenizer knows bytes only.
+
+    To find out whether a size runs on a machine, how fast and in how much memory, before gigabytes are fetched or weeks
+    are spent. No weight of a U-Net is left at zero: a fresh one has some, and answers zero (03).
+    """
     torch.manual_seed(0)
     preset = train.PRESETS[args.preset][part]
     if part == "clip":
@@ -868,7 +984,11 @@ def of_files(load, config, *paths):
 
 
 def loaders(args):
-    """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now."""
+    """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now.
+
+    Functions, so that `generate` can have one large model in memory at a time. Those of the tiny ones, and all with
+    --keep, remember what they loaded.
+    """
     kinds = {"base": "base", "upsampler": "upsampler"}
     if args.image is not None:
         kinds = for_inpainting(args.weights if args.preset == "tiny" else None)
@@ -919,7 +1039,12 @@ def ready(args):
 
 
 def sample(args):
-    """A prompt, and what else the command line says, becomes a file and its strip."""
+    """A prompt, and what else the command line says, becomes a file and its strip.
+
+    Everything that can be refused is refused before the first step: a picture that took minutes must not be lost
+    because its folder cannot be written. The seed is drawn here if none was given, and printed, so that any picture can
+    be drawn again.
+    """
     models, (how, large) = ready(args), settings(args)
     args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
     sketch, known = read_sketch(args), read_known(args, train.PRESETS[args.preset]["base"].size)
@@ -938,7 +1063,10 @@ def sample(args):
 
 
 def measure(args):
-    """Caption accuracy by kind beside the judge's ceiling, and the upsampler beside bicubic interpolation."""
+    """Caption accuracy by kind beside the judge's ceiling, and the upsampler beside bicubic interpolation.
+
+    The last column divides a rate by its ceiling: roughly, how near the model is to the best that this judge can see.
+    """
     if args.preset != "tiny":
         raise ValueError("only the tiny weights can be measured: their captions have a truth that can be checked")
     base, upsampler = (load_tiny(args, name) for name in ("base", "upsampler"))
@@ -1011,7 +1139,10 @@ def read_released(path):
 
 
 def check_shapes(path, part):
-    """Raises ValueError unless a file holds this part of the released models: every key, every shape."""
+    """Raises ValueError unless a file holds this part of the released models: every key, every shape.
+
+    Two parts differ in few of them: base and inpainting base only in the first convolution, 3 input channels or 7.
+    """
     expected, found = released_shapes(part), shapes_of(read_released(path))
     if odd := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
         raise ValueError(f"it holds another model ({len(odd)} keys or shapes differ, {odd[0]!r} for one)")
@@ -1024,6 +1155,7 @@ def check_hash(path, sha256):
 
 
 def _weights(part, file, parameters):
+    """The entry of a file of weights. Its keys and shapes are known and are what is checked."""
     return Published(file, f"{AZURE}/diffusion/dec-2021", 4 * parameters, partial(check_shapes, part=part))
 
 
@@ -1252,7 +1384,10 @@ def span(reply):
 
 
 def chunks(reply, url):
-    """A reply's bytes, a quarter of a megabyte at a time. A cut is the end, or a ValueError: both happen."""
+    """A reply's bytes, a quarter of a megabyte at a time: a file of 1.5 GB never lies in memory as a whole.
+
+    A cut is the end, or a ValueError: both happen. So `receive` counts what has come.
+    """
     try:
         while piece := reply.read(1 << 18):
             yield piece
@@ -1290,6 +1425,7 @@ class Progress:
         self.name, self.start, self.begin, self.told = name, None, 0, 0.0
 
     def __call__(self, have, total):
+        """So many bytes are there, of so many. Time left is reckoned from the mean speed of this transfer."""
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if self.start is None:                     # what an earlier transfer brought says nothing of this one's speed
             self.start, self.begin, self.told = now, have, now
@@ -1314,6 +1450,10 @@ def fetch_command(args):
 
 
 def main(argv=None):
+    """The command line. -> exit status: 0, 2 for what a person can mend (one line on stderr), 130 after Ctrl-C.
+
+    An error that is none of these is ours, and is shown in full.
+    """
     args = arguments(argv)
     try:
         if args.mirror and not args.fetch:
