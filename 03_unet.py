@@ -15,7 +15,7 @@ A level is a few residual blocks, with attention at the coarse ones. Two things 
 
   · one vector, timestep + caption's last vector, scales and shifts its second norm (AdaGN);
   · in an attention layer each place of the picture may look at all others *and at the K vectors of the
-    caption*: their keys and values simply stand in front of the picture's own.
+    caption*: their keys and values stand in front of the picture's own.
 
 It adds to 02: pictures and time. It leaves out: what the answer is used for (04). This is ADM's U-Net with
 GLIDE's text conditioning, whole: the tiny one differs from the released one by its numbers only.

@@ -22,13 +22,14 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, 
 arXiv 2103.00020 (section 2.3, figure 3).
 
     python 08_train.py              the base model, 16 pixels, single things: about 13 minutes on two cores
+                                    --world full --start WEIGHTS --steps 7500: pairs and counts too, 42 minutes
     python 08_train.py upsampler    16 -> 64 pixels, on squares of 32: about 11 minutes, and then, because norms and
                                     attention meet other statistics on whole pictures, some minutes on those:
                                     upsampler --start outputs/train-upsampler/weights.pt --crop 64 --batch 8 --lr 5e-4
-    python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known: about 7
-                                    minutes; inpaint-upsampler the same of upsampler.pt, on whole pictures: about 4
+    python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known, some
+                                    minutes; inpaint-upsampler: the same of upsampler.pt, on whole pictures
     python 08_train.py judge        the classifier of real pictures: about 2 minutes
-    python 08_train.py clip         the noised CLIP: about 10 minutes; how often it finds a picture's own caption
+    python 08_train.py clip         the noised CLIP, some ten minutes; how often it finds a picture's own caption
                                     among 100, at ten noise levels: matching.png
 
 Each prints one line of progress (step, loss, pictures a second, time left) and leaves weights, a grid of samples,

@@ -8,7 +8,7 @@ picture under guidance, the small picture becomes a large one:
                                    └─────────────────────────► 27 steps ◄───────┘ ─► 64×64 ─► a PNG file
 
 It adds to 08: use. `generate` is the pipeline, ten lines long. Beside it stand the measures (how many
-captions came out right, and how many could have: the judge's own ceiling on real pictures), and the table
+captions came out right, beside what the judge says of real pictures), and the table
 that renames OpenAI's released weights to ours and back, so that the same U-Net runs them.
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: base and upsampler; section 5: guidance

@@ -2,6 +2,7 @@
 
     python tests/benchmark_training.py        about a minute; nothing else should run meanwhile
 """
+import statistics
 import sys
 import time
 from contextlib import contextmanager
@@ -25,15 +26,15 @@ def replaced(owner, name, value):
         setattr(owner, name, before)
 
 
-def seconds_a_step(change=lambda trainer: None, steps=10):
-    trainer = train.Trainer(train.PRESETS["tiny"]["base"])
+def seconds_a_step(change=lambda trainer: None, steps=20):
+    """The median of some steps, after a few that warm up."""
+    trainer, times = train.Trainer(train.PRESETS["tiny"]["base"]), []
     change(trainer)
-    for _ in range(3):
+    for _ in range(steps + 5):
+        start = time.perf_counter()
         trainer.advance()
-    start = time.perf_counter()
-    for _ in range(steps):
-        trainer.advance()
-    return (time.perf_counter() - start) / steps
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[5:])
 
 
 def fused_attention(q, k, v, *, causal=False):
@@ -50,6 +51,7 @@ def unfused_adamw(trainer):
 
 
 def main():
+    seconds_a_step()     # a process is slower at first, whatever it does
     ours = seconds_a_step()
     print(f"as it is: {ours * 1000:.0f} ms a step of 64 pictures, {64 / ours:.0f} pictures a second")
     with replaced(train, "has_fast_bf16", lambda device: False):

@@ -456,7 +456,7 @@ def test_what_is_no_picture_is_refused_in_one_line(case, option, weights, tmp_pa
 
 
 @pytest.mark.parametrize("options, word", [
-    (["--image", "there.png"], "belong together"), (["--mask", "there.png"], "belong together"),
+    (["--image", "there.png"], "--image goes with --mask"), (["--mask", "there.png"], "--image goes with --mask"),
     (["--image", "there.png", "--mask", "black.png"], "nothing to draw")])
 def test_half_a_wish_is_refused(options, word, weights, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -610,11 +610,10 @@ def test_candidates_need_reranking_and_be_enough(options, capfd, tmp_path):
     assert "--candidates belongs to --rerank" in line and "as many as --n" in line
 
 
-@pytest.mark.parametrize("random_weights", [[], ["--random-weights"]])
 @pytest.mark.parametrize("options", [["--rerank"], ["--guide", "clip"]])
-def test_the_tiny_weights_have_no_clip(options, random_weights, weights, capfd):
-    line = refused(capfd, PROMPT, "--weights", weights, *options, *random_weights)
-    assert "without a CLIP" in line and "--preset filtered" in line
+def test_a_folder_without_a_clip_is_told_so(options, weights, capfd):
+    line = refused(capfd, PROMPT, "--weights", weights, *options)
+    assert "without a CLIP" in line and "--preset filtered" in line and "08_train.py clip" in line
 
 
 # --- --random-weights: does it run here? ---
