@@ -762,6 +762,16 @@ def wilson(right, n, z=1.96):
     return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
+def mean_interval(values, *, rate=False):
+    """(mean, low, high) of numbers [n], with a 95% interval: Wilson's for a rate, whose values are 0 and 1, else the
+    normal one. The numbers are taken to be independent of one another."""
+    mean, n = values.mean().item(), len(values)
+    if rate:
+        return mean, *wilson(values.sum().item(), n)
+    half = 1.96 * values.std().item() / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
 # ======================================================================================================
 # The method ends here. Below: what one sees of a run, and the command line.
 # ======================================================================================================

@@ -21,7 +21,6 @@ Default outputs/guidance_compared.png. It needs lessons/weights/clip.pt (python 
 picture is about 10 ms of one core: at n = 50 and three seeds the 20 walks are 150,000 steps, some 15 minutes on two.
 """
 import argparse
-import math
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -77,12 +76,8 @@ def over_seeds(make, exams, judge, clip):
 
 
 def interval(name, values):
-    """(mean, low, high): 95%, by Wilson for what is right or wrong; captions are drawn independently, copies are not."""
-    mean, n = values.mean().item(), len(values)
-    if name == "right":
-        return mean, *train.wilson(values.sum().item(), n)
-    half = 1.96 * values.std().item() / math.sqrt(n)
-    return mean, mean - half, mean + half
+    """(mean, low, high), 95%: captions are drawn independently, copies of one are not."""
+    return train.mean_interval(values, rate=name == "right")
 
 
 def tell(title, row):

@@ -45,7 +45,6 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sample, train = import_module("09_sample"), import_module("08_train")
 diffusion, guidance, inpaint = train.diffusion, train.guidance, train.inpaint
-interval = import_module("lessons.guidance_compared").interval
 
 HOLES = ("box", "half", "border", "stroke")
 WAYS = {"overwrite": "overwrite x_t", "replace": "replace x̂_0", "fine-tune": "fine-tune"}
@@ -53,6 +52,11 @@ COLORS = {"overwrite": "tab:orange", "replace": "tab:blue", "fine-tune": "tab:gr
 MEASURES = {"right": "captions that came out right", "edge": "edge: jump beyond the true picture's, of 255",
             "context": "context: error where the picture is known, of 255"}
 ASKED = list(dict.fromkeys(name for name, _ in train.QUESTIONS))     # layout, background, noun, color, size
+
+
+def interval(name, values):
+    """(mean, low, high), 95%, of one of MEASURES."""
+    return train.mean_interval(values, rate=name == "right")
 
 
 # --- The fixed set -----------------------------------------------------------------------------------

@@ -700,6 +700,15 @@ def test_wilsons_interval(right, n, low, high):
     assert train.wilson(right, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
+def test_a_mean_comes_with_its_interval():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])            # mean 3, standard deviation √(14/3)
+    mean, low, high = train.mean_interval(values)
+    half = 1.96 * math.sqrt(14 / 3) / 2
+    assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half))
+    right = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    assert train.mean_interval(right, rate=True) == pytest.approx((0.75, *train.wilson(3, 4)))
+
+
 # --- The noised CLIP ---
 
 CAPTIONS = ["a red heart above a blue star", "a blue star below a red heart", "a red heart", "a red heart",
