@@ -113,7 +113,7 @@ class ModelPreset:
 
 def _preset(name, sizes, train, upsampler_train, *, tuning=({}, {})):
     """The models of a preset: base, upsampler, their inpainting variants with four more channels, and a noised
-    CLIP, if there are sizes for one. (A CLIP is two files when released: with it, a preset has all six.)
+    CLIP. (A CLIP is two files when released: with it, a preset has all six.)
 
     tuning  what is different when the base model and the upsampler are fine-tuned for inpainting
     """
@@ -125,9 +125,7 @@ def _preset(name, sizes, train, upsampler_train, *, tuning=({}, {})):
 
     base = {kind or "base": m for kind, m in models("", sizes[0], train, tuning[0])}
     large = {f"{kind}-upsampler".strip("-"): m for kind, m in models("-upsampler", sizes[1], upsampler_train, tuning[1])}
-    clip = {"clip": ModelPreset(guidance.CLIP[name], diffusion.DIFFUSION[name], sizes[0], train)
-            for name in (name,) if name in guidance.CLIP}
-    return base | large | clip
+    return base | large | {"clip": ModelPreset(guidance.CLIP[name], diffusion.DIFFUSION[name], sizes[0], train)}
 
 
 # GLIDE's base model and upsampler. Inpainting goes through the same numbers, from a trained model on (--start).

@@ -179,13 +179,13 @@ def draw_small(base, prompts, *, generator, known=None, clip=None, watch=None, *
     how = replace(base.sampling, **how)
     noise = diffusion.gaussian(torch.empty(len(prompts), 3, base.size, base.size, device=base.device), generator)
     process, x_T = beginning(base, how, noise)
-    given, x0_fn = drawing_around(known, base)
+    given, x0_fn = drawing_around(known, base, len(prompts))
     model, grad_fn = guidance.classifier_free(base.denoiser, how.scale), None
     if how.guide == "clip":
         model, grad_fn = base.denoiser, guidance.clip_guidance(clip.network, clip.embed(prompts), how.scale)
     return getattr(process, f"{how.sampler}_sample")(
         model, x_T, generator=generator, grad_fn=grad_fn, x0_fn=watching(watch, len(process.timesteps), x0_fn),
-        **{name: value.expand(len(x_T), -1, -1, -1) for name, value in given.items()}, **base.encode(prompts))
+        **given, **base.encode(prompts))
 
 
 def beginning(base, how, noise):
@@ -211,11 +211,10 @@ def enlarge(upsampler, low_res, prompts, *, generator, known=None, watch=None, *
     """
     how = replace(upsampler.sampling, **how)
     process = diffusion.Diffusion.of(upsampler.process, how.steps)
-    given, x0_fn = drawing_around(known, upsampler)
+    given, x0_fn = drawing_around(known, upsampler, len(prompts))
     return upsample.upsample(upsampler.denoiser, low_res.to(upsampler.device), process=process, generator=generator,
                              sampler=how.sampler, x0_fn=watching(watch, len(process.timesteps), x0_fn),
-                             **{name: value.expand(len(low_res), -1, -1, -1) for name, value in given.items()},
-                             **upsampler.encode(prompts))
+                             **given, **upsampler.encode(prompts))
 
 
 def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None, known=None, watch=None, large=None,
@@ -351,14 +350,15 @@ class Known:
         return Image.composite(page, self.picture, self._mask(self.picture.size))
 
 
-def drawing_around(known, model):
-    """-> what a model is shown of a Known, and the x0_fn that puts its known part into each predicted picture.
+def drawing_around(known, model, count):
+    """-> what a model is shown of a Known, for `count` pictures, and the x0_fn that puts its known part into each
+    predicted picture.
 
     A model that was not trained to look is shown nothing, and draws around what is put in as well as it can (06).
     """
     if known is None:
         return {}, None
-    image, mask = known.at(model.size, model.device)
+    image, mask = (value.expand(count, -1, -1, -1) for value in known.at(model.size, model.device))
     given = {"inpaint_image": image, "inpaint_mask": mask} if "inpaint" in model.part else {}
     return given, inpaint.replace_known(image, mask)
 
@@ -595,10 +595,15 @@ def apart(value, theirs, heads):
     return {key: part.flatten(0, 1) for key, part in zip(theirs, parts)}
 
 
+def exported(model, names, heads=1):
+    """A model's weights under the released names {our key: theirs} and in the released shapes."""
+    return {key: value for ours, tensor in model.state_dict().items()
+            for key, value in apart(tensor, names[ours], heads).items()}
+
+
 def export_openai(model):
     """A U-Net's weights under the released names and in their shapes: what `load_openai` takes."""
-    names = released_names(model.config)
-    return {key: value for ours, ten in model.state_dict().items() for key, value in apart(ten, names[ours], 1).items()}
+    return exported(model, released_names(model.config))
 
 
 def shapes_of(state_dict):
@@ -670,9 +675,7 @@ def load_openai_clip(image_sd, text_sd):
 def export_openai_clip(clip):
     """A NoisedCLIP's two state dicts, picture's and text's, under the released names."""
     towers = (clip.picture, clip.config.heads), (clip.caption, clip.config.text.heads)
-    return tuple({key: value for ours, ten in tower.state_dict().items()
-                  for key, value in apart(ten, released_tower_names(tower)[ours], heads).items()}
-                 for tower, heads in towers)
+    return tuple(exported(tower, released_tower_names(tower), heads) for tower, heads in towers)
 
 
 # ======================================================================================================
@@ -1013,11 +1016,15 @@ def loaders(args):
     return {name: lru_cache(load) for name, load in loading.items()} if args.keep or args.preset == "tiny" else loading
 
 
+def changes(args, *names):
+    """Those of these options that the command line gives: {name: value}. The rest is the model's habit."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
 def settings(args):
     """What the command line changes of the base model's Sampling and of the upsampler's; an impossible walk is refused
     before any work."""
-    how = {name: value for name in ("scale", "steps", "sampler", "batch") if (value := getattr(args, name)) is not None}
-    large = {"steps": args.upsampler_steps} | ({"batch": args.batch} if args.batch else {})
+    how, large = changes(args, "scale", "steps", "sampler", "batch"), {"steps": args.upsampler_steps} | changes(args, "batch")
     for spec in (args.steps or "1", args.upsampler_steps):
         diffusion.respace(train.PRESETS[args.preset]["base"].diffusion.steps, spec)
     if args.guide == "clip" and args.sampler is None:
@@ -1073,7 +1080,7 @@ def measure(args):
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS
-    how = {name: value for name in ("scale", "steps", "sampler") if (value := getattr(args, name)) is not None}
+    how = changes(args, "scale", "steps", "sampler")
     usual = replace(base.sampling, **how)
     print(f"base model, {base.size} pixels: scale {usual.scale:g}, {usual.sampler} {usual.steps}, seed {seed}, n {n} a kind")
     print(f"{'kind':<13}{'right':>7}   {'95% interval':<17}{'ceiling':>8}{'share of it':>13}")

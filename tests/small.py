@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-unet, train = import_module("03_unet"), import_module("08_train")
+unet, train, sample = import_module("03_unet"), import_module("08_train"), import_module("09_sample")
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,3 +61,14 @@ def run(script, *args, timeout=600, cwd=ROOT):
     env = os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
     return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=env, timeout=timeout,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8")
+
+
+def main(capfd, *argv):
+    """09's own main: (status, stdout, lines of stderr). argparse leaves by SystemExit."""
+    try:
+        status = sample.main([str(word) for word in argv])
+    except SystemExit as end:
+        status = end.code
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    return status, out, err.splitlines()

@@ -12,6 +12,7 @@ from PIL import Image
 
 import formula
 import small
+from small import main
 
 tokenizer, transformer, unet, diffusion, guidance, upsample, train, sample = (import_module(m) for m in (
     "01_tokenizer", "02_transformer", "03_unet", "04_diffusion", "05_guidance", "07_upsample", "08_train", "09_sample"))
@@ -94,17 +95,6 @@ def spied(part, tok=None):
     spy, process = Spy(), train.PRESETS["filtered"][part].diffusion
     return sample.Model(upsample.denoiser_of(spy, config, process), config, process, size,
                         tok or tokenizer.BPETokenizer([]), preset="filtered"), spy
-
-
-def main(capfd, *argv):
-    """09's own main: (status, stdout, lines of stderr). argparse leaves by SystemExit."""
-    try:
-        status = sample.main([str(word) for word in argv])
-    except SystemExit as end:
-        status = end.code
-    out, err = capfd.readouterr()
-    assert "Traceback" not in err
-    return status, out, err.splitlines()
 
 
 def refused(capfd, *argv):

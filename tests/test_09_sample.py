@@ -13,6 +13,7 @@ from PIL import Image
 
 import formula
 import small
+from small import main
 
 tokenizer, unet, diffusion, guidance, train, sample = (import_module(m) for m in (
     "01_tokenizer", "03_unet", "04_diffusion", "05_guidance", "08_train", "09_sample"))
@@ -310,17 +311,6 @@ def test_a_sketch_shortens_the_small_pictures_walk_only(models):
 
 
 # --- The command line ---
-
-def main(capfd, *argv):
-    """09's own main: (status, stdout, lines of stderr). argparse leaves by SystemExit."""
-    try:
-        status = sample.main([str(word) for word in argv])
-    except SystemExit as end:
-        status = end.code
-    out, err = capfd.readouterr()
-    assert "Traceback" not in err
-    return status, out, err.splitlines()
-
 
 def test_a_prompt_becomes_a_file(weights, tmp_path, capfd):
     out = tmp_path / "new" / "heart.png"
