@@ -31,6 +31,7 @@ arXiv 1505.04597; sinusoids: Vaswani et al. 2017, arXiv 1706.03762 (section 3.5)
 import math
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -332,16 +333,28 @@ def save_weights(path, model, **facts):
 
     facts are plain values: 08 puts the schedule, the picture's size, the merges of the tokenizer and its command here.
 
-    First under a temporary name, then renamed: whoever looks sees the old file or the new one, never half of one.
+    Whoever looks sees the old file or the new one, never half of one.
     """
     # 16 bits halve the file. They keep 11 binary digits of a weight, far more than a drawing shows.
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().half() if value.is_floating_point() else value.cpu()
                for key, value in model.state_dict().items()}
+    with whole_file(path) as partial:
+        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+
+
+@contextmanager
+def whole_file(path):
+    """A temporary name to write under; what is there in the end takes `path`'s place, unless something went wrong.
+
+    On the disk, not in a cache, before it is renamed: a power cut too leaves the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
-        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

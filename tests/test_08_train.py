@@ -1,7 +1,9 @@
 """Training: what is drawn at each step, what is kept of it, and that no run is lost. The judge and its honesty."""
 import json
 import math
+import os
 import random
+import signal
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
@@ -389,8 +391,8 @@ def stop_at(monkeypatch, step):
     real = train.Trainer.advance
 
     def advance(self):
-        if self.step == step:
-            raise KeyboardInterrupt
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
         return real(self)
     monkeypatch.setattr(train.Trainer, "advance", advance)
 
@@ -423,7 +425,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(undisturbed, tmp_path, qu
         real = train.Trainer.save
         patch.setattr(train.Trainer, "save", lambda self, path: real(self, path) if self.step == 2 else None)
         with pytest.raises(SystemExit):
-            train.train(small.preset(), tmp_path, seed=3, save_every=2)
+            train.train(small.preset(), tmp_path, seed=3, work=train.Work(save_every=2))
     assert read(tmp_path / "checkpoint.pt")["step"] == 2 and len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
     train.train(small.preset(), tmp_path, seed=3, resume=True)
     assert same(lasting(read(tmp_path / "checkpoint.pt")), lasting(read(undisturbed / "checkpoint.pt")))
