@@ -96,6 +96,7 @@ class TrainConfig:
     crop: int | None = None     # train on squares of this many pixels (the U-Net is convolutional)
     noisy: float = 0.0          # share of a batch that is drawn from the noisiest timesteps alone
     plain_first: bool = False   # pairs are said one way first, see `plain_share`
+    freeze: tuple[str, ...] = ()    # parts of the network that stay as they are
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,12 @@ def _preset(name, sizes, train, upsampler_train, *, tuning=({}, {})):
 
 # GLIDE's base model and upsampler. Inpainting goes through the same numbers, from a trained model on (--start).
 LARGE = (TrainConfig(), TrainConfig(steps=1_600_000, batch=512))
-# Both rates a quarter of what they were: nothing that was learned is to be lost. The upsampler has learned on squares,
-# then on whole pictures, where norms and attention meet other statistics; on squares it would forget those again.
-TINY_TUNING = (dict(steps=1200, lr=5e-4, text_lr=2.5e-5),
-               dict(steps=1200, lr=5e-4, text_lr=2.5e-5, batch=8, crop=None))
+# Both rates a quarter of what they were: nothing that was learned is to be lost. Words mean what they meant, and how
+# the way up makes a picture of what was understood does not change either: only what looks at the picture learns, and
+# the file is a third as large (03). The upsampler has learned on squares, then on whole pictures, where norms and
+# attention meet other statistics; on squares it would forget those again.
+LOOKING = dict(steps=1200, lr=5e-4, text_lr=2.5e-5, freeze=("text", "pool", "up"))
+TINY_TUNING = LOOKING, dict(LOOKING, batch=8, crop=None)
 PRESETS = {
     "tiny": _preset("tiny", (16, 64),
                     TrainConfig(2700, 64, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="middle"),
@@ -434,6 +437,8 @@ class Run:
     def _set_out(self, size):
         """What `work` asks for, and the optimiser, which must know the weights as they are afterwards."""
         work, train = self.work, self.preset.train
+        for part in train.freeze:   # no gradient: the way back ends where nothing before it learns either
+            self.model.get_submodule(part).requires_grad_(False)
         self.answer = self.model                 # what is asked in training: the network, whatever is wrapped around it
         if work.recompute:
             recompute(self.model)
@@ -445,8 +450,9 @@ class Run:
         self.together = self.answer              # … and what sums the gradients of all processes
         if work.compile:
             self.answer = torch.compile(self.answer, backend=work.compile)
-        text = [p for name, p in self.model.named_parameters() if name.startswith(self.slow)]
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith(self.slow)]
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        text = [p for name, p in learning.items() if name.startswith(self.slow)]
+        rest = [p for name, p in learning.items() if not name.startswith(self.slow)]
         self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": train.text_lr},
                                             {"params": rest, "full_lr": train.lr}], weight_decay=0.0, fused=True)
 
@@ -635,6 +641,14 @@ class Run:
             network = self.network(self.preset.network)
         network.load_state_dict(whole, assign=True)
         return network.eval()
+
+
+def join_states(states):
+    return states
+
+
+def recompute(model):
+    raise ValueError('not yet')
 
 
 WHOLE = state_dicts.StateDictOptions(full_state_dict=True, cpu_offload=True)   # not the pieces of one process
@@ -1335,6 +1349,7 @@ def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=Non
     out.mkdir(parents=True, exist_ok=True)
     kind = CLIPTrainer if isinstance(preset.network, guidance.CLIPConfig) else Trainer
     trainer = kind(preset, difficulty=difficulty, seed=seed, work=work, pictures=pictures, tok=tok)
+    beside = brought(preset, start, out)
     if start is not None:
         trainer.start_from(start)
     if resume:
@@ -1353,20 +1368,38 @@ def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=Non
         save_checkpoint(trainer, out)
     if trainer.step < steps:
         raise SystemExit(f"\nstopped after {trainer.step} steps; the same command with --resume goes on")
-    return save_results(trainer, out, journal, facts or {})
+    return save_results(trainer, out, journal, beside=beside, facts=facts or {})
 
 
-def save_results(trainer, out, journal, facts):
+def save_results(trainer, out, journal, *, beside, facts):
     """What a finished run leaves beside its checkpoints. -> the path of weights.pt"""
     shown, average, preset = trainer.show(out), trainer.average(), trainer.preset
     if average is not None:
         save_curve(journal.lines, out / "loss.png")
-        unet.save_weights(out / "weights.pt", average, size=preset.size, diffusion=asdict(preset.diffusion),
-                          tokenizer=trainer.tok.merges, difficulty=trainer.difficulty, **shown,
+        unet.save_weights(out / "weights.pt", average, beside=beside, size=preset.size,
+                          diffusion=asdict(preset.diffusion), tokenizer=trainer.tok.merges, difficulty=trainer.difficulty, **shown,
                           made={"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
                                 "torch": str(torch.__version__), **facts})
     wait_for_all()
     return out / "weights.pt"
+
+
+def brought(preset, start, out):
+    """One of STARTS, copied to `out` so that weights with frozen parts can leave out what they have in common with it.
+    -> the copy; None where the weights shall be whole
+
+    Whoever puts weights.pt beside the original, in lessons/weights, need not take the copy along. Weights that began
+    elsewhere are whole: nobody knows where their first ones will lie tomorrow.
+    """
+    own = [path.resolve() for path in STARTS.values()]
+    if not (preset.train.freeze and preset.inpaints and start is not None and Path(start).resolve() in own):
+        return None
+    copy, content = out / Path(start).name, Path(start).read_bytes()
+    if not copy.exists() and team()[0] == 0:
+        with unet.whole_file(copy) as partial:
+            partial.write_bytes(content)
+    wait_for_all()
+    return copy if copy.read_bytes() == content else None
 
 
 def mean_loss(lines, window=50):
@@ -1403,6 +1436,9 @@ def arguments(argv=None):
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
     add("--lr", type=float, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
+    add("--freeze", nargs="*", metavar="PART",
+        help="parts of the network that stay as they begin: text, pool, time, enter, down, middle, up, leave; unet is"
+             " all but text; --freeze alone is none (default: the preset's)")
     add("--crop", type=int, choices=(32, 64), help="pixels of the upsampler's training squares (default: 32)")
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
     add("--seed", type=seed, default=0)
@@ -1472,7 +1508,8 @@ def main(argv=None):
     out = args.out or OUTPUTS / f"train-{args.model}"
     said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
             if name not in ("model", "out", "resume") and value != arguments([args.model]).__dict__[name]}
-    facts = {"command": " ".join(["python 08_train.py", args.model, *(f"--{k} {v}" for k, v in said.items())])}
+    facts = {"command": " ".join(["python 08_train.py", args.model, *(
+        " ".join([f"--{k}", *map(str, v if isinstance(v, list) else [v])]) for k, v in said.items())])}
     try:
         check_options(args, said, out)
         out.mkdir(parents=True, exist_ok=True)
@@ -1484,6 +1521,8 @@ def main(argv=None):
         world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
         options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
         options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+        if args.freeze is not None:
+            options["freeze"] = frozen_parts(args.freeze, preset)
         preset = replace(preset, train=replace(preset.train, **options))
         weights = train(preset, out, difficulty=world, seed=args.seed, work=work_of(args),
                         start=start, resume=args.resume, facts=facts)
@@ -1493,22 +1532,44 @@ def main(argv=None):
             print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
                   ' python 09_sample.py "a red heart" --guide clip')
             return
-        print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
+        print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: to draw with it, copy weights.pt to lessons/weights,"
+              f" or to another folder\nwith copies of the rest there, as {args.model}.pt: python 09_sample.py --weights FOLDER")
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
 
 
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
-    pointless = {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"), "clip": ("size", "crop"),
-                 "inpaint": ("size", "crop")}
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze"), "base": ("size", "crop"),
+                 "clip": ("size", "crop"), "inpaint": ("size", "crop")}
     for name in said:
         if name in pointless.get(args.model, ("size",)):
             raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
+    if args.freeze:
+        frozen_parts(args.freeze, PRESETS["tiny"][args.model])
+        if args.start is None and args.model not in STARTS:
+            raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
     if not args.resume and checkpoints(out):
         raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
+
+
+def frozen_parts(names, preset):
+    """What --freeze names, as parts of a preset's network in their order. ValueError if it lacks one, or if none is
+    left to learn."""
+    with torch.device("meta"):   # names without weights
+        kind = guidance.NoisedCLIP if isinstance(preset.network, guidance.CLIPConfig) else unet.UNet
+        parts = [name for name, _ in kind(preset.network).named_children()]
+    groups = {name: [name] for name in parts}
+    if "text" in parts:
+        groups["unet"] = [name for name in parts if name != "text"]
+    if unknown := [name for name in names if name not in groups]:
+        raise ValueError(f"--freeze {unknown[0]}: the network has no such part; it has {', '.join(groups)}")
+    frozen = {part for name in names for part in groups[name]}
+    if frozen == set(parts):
+        raise ValueError(f"--freeze {' '.join(names)} leaves nothing to learn")
+    return tuple(part for part in parts if part in frozen)
 
 
 def refuse(error):

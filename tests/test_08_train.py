@@ -325,6 +325,26 @@ def test_the_text_encoder_has_a_rate_of_its_own():
     assert text < 1e-4 < max(moved.values()), f"the text encoder moved by {text}"
 
 
+ALL_BUT_TEXT = ("pool", "time", "enter", "down", "middle", "up", "leave")
+
+
+@pytest.mark.parametrize("frozen", [("text", "pool", "up"), ("text",), ALL_BUT_TEXT])
+def test_frozen_parts_stay_and_all_others_learn(frozen):
+    """Fine-tuning that may not forget: what is frozen has no gradient, is not in the optimiser, and keeps every bit."""
+    trainer = train.Trainer(small.preset(warmup=0, freeze=frozen))
+    small.randomize(trainer.model)
+    trainer.ema.load_state_dict(trainer.model.state_dict())
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trained = {p.data_ptr() for group in trainer.optimizer.param_groups for p in group["params"]}
+    trainer.advance()
+    for (name, p), average in zip(trainer.model.named_parameters(), trainer.ema.parameters()):
+        stays = name.split(".")[0] in frozen
+        assert (p.data_ptr() in trained) != stays, f"{name}: whatever is in the optimiser costs memory"
+        # A word that no caption of the batch said has no gradient either
+        if stays or not name.endswith(("embedding.weight", "padding", "positions")):
+            assert torch.equal(p, before[name]) == stays and torch.equal(average, before[name]) == stays, name
+
+
 # --- Averages and pace ---
 
 def test_the_average_is_the_closed_form():
@@ -915,6 +935,50 @@ def test_the_command_fine_tunes_the_shipped_model(kind, tmp_path, quiet):
     name = "up.0.steps.0.block.conv1.weight"
     off = (saved["weights"][name] - first["weights"][name]).abs().max()
     assert off < 1e-6, "at a rate of next to nothing they stay the shipped ones"
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_a_tuned_model_is_shipped_without_what_it_shares(kind, tmp_path, quiet):
+    """Its file goes beside the one it began as. Read, it is whole; what was frozen is that one's to the last bit."""
+    train.main([kind, "--steps", "2", "--batch", "2", "--freeze", "--out", str(tmp_path / "whole")])
+    train.main([kind, "--steps", "2", "--batch", "2", "--out", str(tmp_path / "part")])
+    whole, part = (tmp_path / name / "weights.pt" for name in ("whole", "part"))
+    assert part.stat().st_size < 0.45 * whole.stat().st_size, "the way up and the text encoder are not said twice"
+    assert "beside" not in unet.read_file(whole), "where all has learned there is nothing to share"
+    first, tuned = unet.read_weights(unet.WEIGHTS / f"{TUNED[kind]}.pt")["weights"], unet.read_weights(part)["weights"]
+    for name, value in first.items():
+        if name.split(".")[0] in ("text", "pool", "up"):
+            assert torch.equal(tuned[name], value), name
+    assert not torch.equal(tuned["middle.0.block.conv1.weight"], first["middle.0.block.conv1.weight"])
+    with pytest.raises(FileNotFoundError, match=f"{TUNED[kind]}.pt"):
+        unet.read_weights(part.rename(tmp_path / "alone.pt"))
+
+
+def test_a_file_of_the_users_is_not_copied_over(tmp_path, quiet):
+    (tmp_path / "base.pt").write_bytes(b"the user's own")
+    train.main(["inpaint", "--steps", "1", "--batch", "2", "--out", str(tmp_path)])
+    assert (tmp_path / "base.pt").read_bytes() == b"the user's own"
+    assert "beside" not in unet.read_file(tmp_path / "weights.pt"), "whole, since its neighbour is another"
+
+
+@pytest.mark.parametrize("names, parts", [(["up", "text"], ("text", "up")), ([], ()), (["text"], ("text",)),
+                                          (["unet"], ALL_BUT_TEXT)])
+def test_the_command_freezes_parts_by_name(names, parts, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "train", lambda preset, out, **rest: asked.append((preset.train.freeze, rest["facts"])))
+    train.main(["base", "--start", str(unet.WEIGHTS / "base.pt"), "--freeze", *names, "--out", str(tmp_path)])
+    (frozen, facts), = asked
+    assert frozen == parts, "in the network's order, whatever the command's: the same run has the same name"
+    assert " ".join(["--freeze", *names, "--start"]) in facts["command"], "weights tell how they were made"
+
+
+@pytest.mark.parametrize("argv, word", [
+    (["inpaint", "--freeze", "text", "wings"], "wings"), (["clip", "--freeze", "unet", "--start", "x.pt"], "unet"),
+    (["inpaint", "--freeze", "unet", "text"], "nothing to learn"), (["base", "--freeze", "text"], "--start")])
+def test_what_cannot_be_frozen_is_refused_in_one_line(argv, word, tmp_path, capfd):
+    lines = refused([*argv, "--out", tmp_path / "run"], capfd)
+    assert len(lines) == 1 and word in lines[0], lines
+    assert not (tmp_path / "run").exists(), "refused before anything is made"
 
 
 def test_the_world_is_that_of_the_first_weights_unless_one_says_otherwise(plain, tmp_path, monkeypatch):
