@@ -1108,7 +1108,7 @@ def sample_grid(trainer, path):
     g, captions = torch.Generator().manual_seed(0), SHOWN
     pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
     if preset.inpaints:
-        known = known_part(preset, diffusion.reduce(pictures, preset.size), 0)
+        known = known_part(preset, diffusion.reduce(pictures, preset.size), range(len(SHOWN)))
         cond |= {name: value.to(trainer.device) for name, value in known.items()}
     if preset.enlarges:
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)

@@ -126,7 +126,7 @@ def test_crops_reach_every_place_and_differ():
     """Pictures that hold their own coordinates, so that a crop tells where it was cut."""
     low = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")).expand(300, 2, 16, 16)
     high = low.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    x0, low_res = train.crop_both(high, low, 32, random.Random(0))
+    x0, low_res = train.crop_both(high, low, 32, [random.Random(i) for i in range(len(high))])
     assert torch.equal(x0, low_res.repeat_interleave(4, 2).repeat_interleave(4, 3)), "both must be cut at one place"
     assert set(low_res[:, 0, 0, 0].tolist()) == set(range(9)), "tops 0 … 8 are possible, the last one too"
     assert set(low_res[:, 1, 0, 0].tolist()) == set(range(9)), "and so for the left edges"
@@ -401,9 +401,9 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-def lasting(checkpoint):
-    """A checkpoint less the seconds it took."""
-    return {name: value for name, value in checkpoint.items() if name != "seconds"}
+def last(out):
+    """A run's last checkpoint less the seconds it took."""
+    return {name: value for name, value in read(train.checkpoints(out)[-1]).items() if name != "seconds"}
 
 
 def stop_at(monkeypatch, step):
@@ -430,11 +430,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path,
         with pytest.raises(SystemExit) as end:
             train.train(small.preset(), tmp_path, seed=3)
     assert f"after {step} step" in str(end.value) and "--resume" in str(end.value), "Ctrl-C must say how to go on"
-    assert read(tmp_path / "checkpoint.pt")["step"] == step, "Ctrl-C must save what has been learned"
+    assert last(tmp_path)["step"] == step, "Ctrl-C must save what has been learned"
     torch.manual_seed(99)                                                    # another process has other random numbers
     train.train(small.preset(), tmp_path, seed=3, resume=True)
-    resumed, expected = (lasting(read(out / "checkpoint.pt")) for out in (tmp_path, undisturbed))
-    assert same(resumed, expected), "weights, average and optimiser must be the undisturbed run's, bit for bit"
+    assert same(last(tmp_path), last(undisturbed)), "weights, average and optimiser must be the undisturbed run's, bit for bit"
     assert (tmp_path / "log.jsonl").read_text() == (undisturbed / "log.jsonl").read_text()
 
 
@@ -446,9 +445,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(undisturbed, tmp_path, qu
         patch.setattr(train.Trainer, "save", lambda self, path: real(self, path) if self.step == 2 else None)
         with pytest.raises(SystemExit):
             train.train(small.preset(), tmp_path, seed=3, work=train.Work(save_every=2))
-    assert read(tmp_path / "checkpoint.pt")["step"] == 2 and len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    assert last(tmp_path)["step"] == 2 and len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
     train.train(small.preset(), tmp_path, seed=3, resume=True)
-    assert same(lasting(read(tmp_path / "checkpoint.pt")), lasting(read(undisturbed / "checkpoint.pt")))
+    assert same(last(tmp_path), last(undisturbed))
     assert (tmp_path / "log.jsonl").read_text() == (undisturbed / "log.jsonl").read_text(), "no step logged twice"
 
 
@@ -459,7 +458,7 @@ def test_a_run_is_not_continued_with_other_options(undisturbed, change):
     trainer = train.Trainer(preset, difficulty="full" if change == "difficulty" else "single",
                             seed=4 if change == "seed" else 3)
     with pytest.raises(ValueError, match="another") as refusal:
-        trainer.resume(undisturbed / "checkpoint.pt")
+        trainer.resume(train.checkpoints(undisturbed)[-1])
     one_line(refusal.value)
 
 
@@ -467,7 +466,7 @@ def test_a_run_is_not_continued_with_other_options(undisturbed, change):
 def test_what_is_no_checkpoint_is_refused_in_one_line(undisturbed, tmp_path, damage):
     path = tmp_path / "checkpoint.pt"
     if damage == "cut":
-        path.write_bytes((undisturbed / "checkpoint.pt").read_bytes()[:5000])
+        path.write_bytes(train.checkpoints(undisturbed)[-1].read_bytes()[:5000])
     elif damage == "html":
         path.write_text("<html>not found</html>")
     elif damage == "foreign":
@@ -498,7 +497,7 @@ def test_a_run_leaves_what_sampling_needs(undisturbed):
     assert saved["size"] == 16 and saved["difficulty"] == "single" and saved["diffusion"]["predicts"] == "v"
     assert tokenizer.BPETokenizer(saved["tokenizer"]).encode("a red heart") == TOK.encode("a red heart")
     assert saved["made"]["steps"] == 4 and saved["made"]["seed"] == 3
-    average = read(undisturbed / "checkpoint.pt")["ema"]
+    average = last(undisturbed)["ema"]
     assert all(torch.equal(average[key].half().float(), value) for key, value in saved["weights"].items()), \
         "the averaged weights are the ones to keep, not the last"
 
@@ -566,7 +565,7 @@ def test_stopped_fine_tuning_goes_on_as_if_nothing_had_happened(plain, tmp_path,
         with pytest.raises(SystemExit):
             train.train(small.preset("inpaint", steps=3), tmp_path / "cut", **options)
     train.train(small.preset("inpaint", steps=3), tmp_path / "cut", resume=True, **options)
-    one, other = (lasting(read(tmp_path / name / "checkpoint.pt")) for name in ("whole", "cut"))
+    one, other = (last(tmp_path / name) for name in ("whole", "cut"))
     assert same(one, other), "weights, average, optimiser and masks must be the undisturbed run's, bit for bit"
 
 
@@ -807,14 +806,14 @@ def test_clips_pictures_are_noised_as_the_base_models_are(monkeypatch):
         return torch.ones(len(x), 32, requires_grad=True)
     monkeypatch.setattr(trainer.model, "image", image)
     monkeypatch.setattr(trainer.model, "text", lambda tokens, lengths: torch.ones(len(tokens), 32))
-    trainer.losses(0)
+    trainer.losses(trainer.examples())
     assert torch.equal(seen["asked"][0], seen["x_t"]) and torch.equal(seen["asked"][1], seen["t"]), "told its own step"
     pictures = diffusion.reduce(diffusion.world_pictures(500, 0, "single")[0], 16)
     assert torch.equal(seen["x0"], pictures) and abs(seen["noise"].std() - 1) < 0.02
     monkeypatch.setattr(diffusion, "world_pictures", lambda n, seed, difficulty: (
         torch.zeros(n, 3, 64, 64), ["a red heart"] * n, [replace(scene("a small red heart"), background="white")] * n))
-    for seed in range(1, 40):
-        trainer.losses(seed)
+    for trainer.step in range(1, 40):
+        trainer.losses(trainer.examples())
     off = (counts - 20) / math.sqrt(20)
     assert counts.min() > 0 and off.abs().max() < 5, "20,000 draws of 1,000 timesteps: about 20 each"
 
@@ -849,12 +848,14 @@ def test_a_stopped_clip_goes_on_as_if_nothing_had_happened(tmp_path):
     resumed = train.CLIPTrainer(small.clip_preset(), seed=3)
     resumed.resume(tmp_path / "checkpoint.pt")
     assert first + advanced(resumed, 2) == expected
-    assert same(lasting(resumed.state()), lasting(undisturbed.state())), "bit for bit"
+    one, other = ({**trainer.state(), "seconds": 0} for trainer in (resumed, undisturbed))
+    assert same(one, other), "bit for bit"
 
 
 def test_a_clips_run_leaves_what_guiding_needs(tmp_path):
     path = train.train(small.clip_preset(steps=2), tmp_path, difficulty="full", seed=3)
-    assert {p.name for p in tmp_path.iterdir()} == {"weights.pt", "matching.png", "loss.png", "log.jsonl", "checkpoint.pt"}
+    assert {p.name for p in tmp_path.iterdir()} == {"weights.pt", "matching.png", "loss.png", "log.jsonl",
+                                                    train.checkpoints(tmp_path)[-1].name}
     saved = unet.read_weights(path)
     assert (saved["difficulty"], saved["size"], saved["made"]["steps"]) == ("full", 16, 2)
     assert saved["diffusion"] == asdict(small.clip_preset().diffusion)
@@ -916,7 +917,8 @@ def test_the_command_trains_and_says_what_comes_next(tmp_path):
     out = tmp_path / "run"
     done = small.run("08_train.py", "--steps", 3, "--batch", 8, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in out.iterdir()} == {"weights.pt", "samples.png", "loss.png", "log.jsonl", "checkpoint.pt"}
+    assert {p.name for p in out.iterdir()} == {"weights.pt", "samples.png", "loss.png", "timesteps.png", "log.jsonl",
+                                               "checkpoint-0000003.pt"}
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3] and all(math.isfinite(entry["loss"]) for entry in log)
     assert "09_sample.py" in done.stdout and "step 3/3" in done.stdout
@@ -1027,15 +1029,15 @@ def test_an_option_is_never_passed_over_in_silence(argv, tmp_path, capfd):
 
 
 def test_a_run_is_not_written_over(tmp_path, capfd):
-    (tmp_path / "checkpoint.pt").write_bytes(b"days of work")
+    (tmp_path / "checkpoint-0000200.pt").write_bytes(b"days of work")
     lines = refused(["--steps", 2, "--batch", 2, "--out", tmp_path], capfd)
     assert len(lines) == 1 and "holds a run already" in lines[0] and "--resume" in lines[0], lines
-    assert (tmp_path / "checkpoint.pt").read_bytes() == b"days of work"
+    assert (tmp_path / "checkpoint-0000200.pt").read_bytes() == b"days of work"
 
 
 def test_nothing_to_resume_is_refused(tmp_path, capfd):
     lines = refused(["--resume", "--steps", 3, "--batch", 2, "--out", tmp_path / "empty"], capfd)
-    assert len(lines) == 1 and "checkpoint.pt" in lines[0], lines
+    assert len(lines) == 1 and "checkpoint" in lines[0], lines
 
 
 def test_a_shell_sees_the_status(tmp_path):
