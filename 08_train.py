@@ -45,6 +45,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -453,8 +454,8 @@ class Run:
         learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         text = [p for name, p in learning.items() if name.startswith(self.slow)]
         rest = [p for name, p in learning.items() if not name.startswith(self.slow)]
-        self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": train.text_lr},
-                                            {"params": rest, "full_lr": train.lr}], weight_decay=0.0, fused=True)
+        groups = {"params": text, "full_lr": train.text_lr}, {"params": rest, "full_lr": train.lr}
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0, fused=True)
 
     # --- A step ---
 
@@ -612,24 +613,26 @@ class Run:
         if team()[0] == 0:
             shutil.rmtree(partial, ignore_errors=True)
         wait_for_all()
-        dcp.save(self._divided(), checkpoint_id=partial)
+        dcp.save(self._divided(), checkpoint_id=partial, no_dist=not dist.is_initialized())
         if team()[0] == 0:
             with unet.whole_file(partial / "run.json") as file:
                 file.write_text(json.dumps(facts))
+            shutil.rmtree(path, ignore_errors=True)   # the same step, made again after a stop
             os.replace(partial, path)
         wait_for_all()
 
     def _resume_shards(self, path):
         """Pieces find their way into any number of processes, into a single one too."""
         try:
-            facts = json.loads((path / "run.json").read_text())
-            self._take_up(facts, path)
-            saved = self._divided()
-            dcp.load(saved, checkpoint_id=path)
-        except (OSError, KeyError, json.JSONDecodeError, dcp.api.CheckpointException) as e:
+            facts, saved = json.loads((path / "run.json").read_text()), self._divided()
+            with warnings.catch_warnings():     # torch thinks it worth saying that there is one process
+                warnings.simplefilter("ignore")
+                dcp.load(saved, checkpoint_id=path, no_dist=not dist.is_initialized())
+        except (OSError, KeyError, ValueError, AssertionError, dcp.api.CheckpointException) as e:
             raise ValueError(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
+        self._take_up(facts, path)
         state_dicts.set_state_dict(self.model, self.optimizer, model_state_dict=saved["model"],
-                               optim_state_dict=saved["optimizer"])
+                                   optim_state_dict=saved["optimizer"])
         state_dicts.set_model_state_dict(self.ema, saved["ema"])
 
     def average(self):
@@ -1504,38 +1507,56 @@ def device(text):
 
 def main(argv=None):
     """One model, trained as the command line says. What a person can mend ends in one line and exit status 2."""
-    args = arguments(argv)
-    out = args.out or OUTPUTS / f"train-{args.model}"
-    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
-            if name not in ("model", "out", "resume") and value != arguments([args.model]).__dict__[name]}
-    facts = {"command": " ".join(["python 08_train.py", args.model, *(
-        " ".join([f"--{k}", *map(str, v if isinstance(v, list) else [v])]) for k, v in said.items())])}
     try:
-        check_options(args, said, out)
-        out.mkdir(parents=True, exist_ok=True)
-        if args.model == "judge":
-            save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
-            return
-        preset = PRESETS["tiny"][args.model]
-        start = args.start or STARTS.get(args.model)
-        world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
-        options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
-        options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
-        if args.freeze is not None:
-            options["freeze"] = frozen_parts(args.freeze, preset)
-        preset = replace(preset, train=replace(preset.train, **options))
-        weights = train(preset, out, difficulty=world, seed=args.seed, work=work_of(args),
-                        start=start, resume=args.resume, facts=facts)
-        if args.model == "clip":
-            print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
-            print_rates(unet.read_weights(weights)["matching"])
-            print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
-                  ' python 09_sample.py "a red heart" --guide clip')
-            return
-        print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: to draw with it, copy weights.pt to lessons/weights,"
-              f" or to another folder\nwith copies of the rest there, as {args.model}.pt: python 09_sample.py --weights FOLDER")
+        return command(arguments(argv))
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def command(args):
+    """What the command line asks for, done."""
+    out = args.out or OUTPUTS / f"train-{args.model}"
+    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
+            if name not in ("model", "out", "resume") and value != vars(arguments([args.model]))[name]}
+    facts = {"command": " ".join(["python 08_train.py", args.model, *(
+        " ".join([f"--{k}", *map(str, v if isinstance(v, list) else [v])]) for k, v in said.items())])}
+    check_options(args, said, out)
+    out.mkdir(parents=True, exist_ok=True)
+    if args.model == "judge":
+        save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
+        return
+    work, start = work_of(args), args.start or STARTS.get(args.model)
+    preset, world = chosen(args, start)
+    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, start=start, resume=args.resume, facts=facts)
+    if team()[0] == 0:
+        tell_what_comes_next(args.model, weights)
+
+
+def chosen(args, start):
+    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise."""
+    preset = PRESETS["tiny"][args.model]
+    world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
+    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
+    options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+    if args.freeze is not None:
+        options["freeze"] = frozen_parts(args.freeze, preset)
+    return replace(preset, train=replace(preset.train, **options)), world
+
+
+def tell_what_comes_next(model, weights):
+    """The last lines of a run."""
+    if model == "clip":
+        print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
+        print_rates(unet.read_weights(weights)["matching"])
+        print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
+              ' python 09_sample.py "a red heart" --guide clip')
+        return
+    print(f"wrote {weights}, samples.png, loss.png, timesteps.png, log.jsonl\nNext: to draw with it, copy weights.pt to"
+          f" lessons/weights, or to another folder\nwith copies of the rest there, as {model}.pt:"
+          " python 09_sample.py --weights FOLDER")
 
 
 def check_options(args, said, out):
