@@ -59,6 +59,7 @@ import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as state_dicts
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 tokenizer = import_module("01_tokenizer")
 transformer = import_module("02_transformer")
@@ -389,7 +390,8 @@ def share_weights(model):
     A block's weights are gathered when it is their turn, and thrown away after it; the gradients are summed and only
     each one's piece is kept. So eight GPUs hold one copy of the paper's model together instead of eight.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    # What our blocks return is often a view of something; nothing is ever added to it in place
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     for part in list(model.modules()):
         if isinstance(part, (unet.ResBlock, unet.TextAttention, transformer.Block)):
             fully_shard(part)
@@ -399,6 +401,13 @@ def share_weights(model):
     for name in ("prepare", "image", "text"):
         if callable(getattr(type(model), name, None)):
             register_fsdp_forward_method(model, name)
+
+
+def put_away(model):
+    """After a drawing: let go of the weights that were gathered for it. The way back does so, and drawing has none."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 class Run:
@@ -730,6 +739,7 @@ class Trainer(Run):
         """How far it has come, as pictures in `out`. -> what the weights shall remember of it"""
         if self.work.shard or team()[0] == 0:      # a divided network draws with the help of all
             sample_grid(self, out / "samples.png")
+            put_away(self.ema)
         if team()[0] == 0:
             save_by_time(self.by_time, out / "timesteps.png", title=f"after {self.step} steps")
         return {}
@@ -786,6 +796,7 @@ class CLIPTrainer(Run):
         if self.pictures is not None:
             return {}                # the examination knows the truth of the little world's captions only
         rates = matching(self.ema.eval(), self.tok, self.process, difficulty=self.difficulty)
+        put_away(self.ema)
         if team()[0] == 0:
             save_matching(rates, out / "matching.png", title=f"after {self.step} steps")
         return {"matching": rates}
