@@ -55,11 +55,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-import torch.distributed.checkpoint.state_dict as state_dicts
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 tokenizer = import_module("01_tokenizer")
 transformer = import_module("02_transformer")
@@ -390,6 +387,7 @@ def share_weights(model):
     A block's weights are gathered when it is their turn, and thrown away after it; the gradients are summed and only
     each one's piece is kept. So eight GPUs hold one copy of the paper's model together instead of eight.
     """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     # What our blocks return is often a view of something; nothing is ever added to it in place
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     for part in list(model.modules()):
@@ -406,7 +404,7 @@ def share_weights(model):
 def put_away(model):
     """After a drawing: let go of the weights that were gathered for it. The way back does so, and drawing has none."""
     for part in model.modules():
-        if isinstance(part, FSDPModule):
+        if hasattr(part, "reshard"):
             part.reshard()
 
 
@@ -549,7 +547,12 @@ class Run:
         if network.config != self.preset.network:
             raise ValueError(f"{path} is of another size than the model to be trained")
         for mine in (self.model, self.ema):
-            state_dicts.set_model_state_dict(mine, network.state_dict(), options=WHOLE)
+            if self.work.shard:
+                _, state_dicts = for_pieces()
+                state_dicts.set_model_state_dict(mine, network.state_dict(),
+                                                 options=state_dicts.StateDictOptions(full_state_dict=True))
+            else:
+                mine.load_state_dict(network.state_dict())
 
     # --- Checkpoints: everything that the next step depends on ---
 
@@ -613,6 +616,7 @@ class Run:
 
     def _divided(self):
         """The tensors of a checkpoint as torch.distributed.checkpoint takes and fills them, each process its piece."""
+        _, state_dicts = for_pieces()
         model, optimizer = state_dicts.get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer, "ema": state_dicts.get_model_state_dict(self.ema)}
 
@@ -622,6 +626,7 @@ class Run:
         if team()[0] == 0:
             shutil.rmtree(partial, ignore_errors=True)
         wait_for_all()
+        dcp, _ = for_pieces()
         dcp.save(self._divided(), checkpoint_id=partial, no_dist=not dist.is_initialized())
         if team()[0] == 0:
             with unet.whole_file(partial / "run.json") as file:
@@ -632,6 +637,7 @@ class Run:
 
     def _resume_shards(self, path):
         """Pieces find their way into any number of processes, into a single one too."""
+        dcp, state_dicts = for_pieces()
         try:
             facts, saved = json.loads((path / "run.json").read_text()), self._divided()
             with warnings.catch_warnings():     # torch thinks it worth saying that there is one process
@@ -646,12 +652,16 @@ class Run:
 
     def average(self):
         """The averaged weights as one ordinary network on the CPU; None but in the first process. All must ask."""
-        whole = state_dicts.get_model_state_dict(self.ema, options=WHOLE)
+        whole = self.ema.state_dict()
+        if self.work.shard:
+            _, state_dicts = for_pieces()
+            whole = state_dicts.get_model_state_dict(
+                self.ema, options=state_dicts.StateDictOptions(full_state_dict=True, cpu_offload=True))
         if team()[0] != 0:
             return None
         with torch.device("meta"):
             network = self.network(self.preset.network)
-        network.load_state_dict(whole, assign=True)
+        network.load_state_dict({name: value.cpu() for name, value in whole.items()}, assign=True)
         return network.eval()
 
 
@@ -663,7 +673,13 @@ def recompute(model):
     raise ValueError('not yet')
 
 
-WHOLE = state_dicts.StateDictOptions(full_state_dict=True, cpu_offload=True)   # not the pieces of one process
+def for_pieces():
+    """torch's tools for networks in pieces. To import them takes a second, which nobody else should have to wait."""
+    import torch.distributed.checkpoint as dcp
+    import torch.distributed.checkpoint.state_dict as state_dicts
+    return dcp, state_dicts
+
+
 PATIENCE = 10   # steps in a row that may have no finite loss
 
 
