@@ -45,6 +45,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -457,8 +458,8 @@ class Run:
         learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         text = [p for name, p in learning.items() if name.startswith(self.slow)]
         rest = [p for name, p in learning.items() if not name.startswith(self.slow)]
-        self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": train.text_lr},
-                                            {"params": rest, "full_lr": train.lr}], weight_decay=0.0, fused=True)
+        groups = {"params": text, "full_lr": train.text_lr}, {"params": rest, "full_lr": train.lr}
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0, fused=True)
 
     # --- A step ---
 
@@ -513,8 +514,8 @@ class Run:
         self.optimizer.zero_grad()
         self.ill, self.lost = (0, self.lost) if healthy else (self.ill + 1, self.lost + 1)
         if self.ill == PATIENCE:
-            raise ValueError(f"the loss or gradient of {PATIENCE} steps in a row, up to step {self.step}, was no finite number;"
-                             " the checkpoints are from before. Begin anew with a smaller --lr and another --out")
+            raise ValueError(f"the loss or gradient of {PATIENCE} steps in a row, up to step {self.step}, was no finite"
+                             " number; the checkpoints are from before. Begin anew with a smaller --lr and another --out")
         return mean
 
     def _summing(self, last):
@@ -561,7 +562,8 @@ class Run:
 
     def tensors(self):
         """What has learned, and the optimiser's memory of how."""
-        return {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"model": self.model.state_dict(), "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict()}
 
     def facts(self):
         """The plain values among it. All processes must ask for it together."""
@@ -588,7 +590,7 @@ class Run:
                 torch.save({**self.tensors(), **facts}, partial)
 
     def resume(self, path):
-        """Go on where a checkpoint of the same run stopped. ValueError if it is of another run, Damaged if it is none."""
+        """Go on where a checkpoint of the same run stopped. ValueError if it is another run's, Damaged if it is none."""
         if path.suffix == ".shards":
             return self._resume_shards(path)
         if not path.is_file():
@@ -625,24 +627,26 @@ class Run:
         if team()[0] == 0:
             shutil.rmtree(partial, ignore_errors=True)
         wait_for_all()
-        dcp.save(self._divided(), checkpoint_id=partial)
+        dcp.save(self._divided(), checkpoint_id=partial, no_dist=not dist.is_initialized())
         if team()[0] == 0:
             with unet.whole_file(partial / "run.json") as file:
                 file.write_text(json.dumps(facts))
+            shutil.rmtree(path, ignore_errors=True)   # the same step, made again after a stop
             os.replace(partial, path)
         wait_for_all()
 
     def _resume_shards(self, path):
         """Pieces find their way into any number of processes, into a single one too."""
         try:
-            facts = json.loads((path / "run.json").read_text())
-            self._take_up(facts, path)
-            saved = self._divided()
-            dcp.load(saved, checkpoint_id=path)
-        except (OSError, KeyError, json.JSONDecodeError, dcp.api.CheckpointException) as e:
+            facts, saved = json.loads((path / "run.json").read_text()), self._divided()
+            with warnings.catch_warnings():     # torch thinks it worth saying that there is one process
+                warnings.simplefilter("ignore")
+                dcp.load(saved, checkpoint_id=path, no_dist=not dist.is_initialized())
+        except (OSError, KeyError, ValueError, AssertionError, dcp.api.CheckpointException) as e:
             raise Damaged(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
+        self._take_up(facts, path)
         state_dicts.set_state_dict(self.model, self.optimizer, model_state_dict=saved["model"],
-                               optim_state_dict=saved["optimizer"])
+                                   optim_state_dict=saved["optimizer"])
         state_dicts.set_model_state_dict(self.ema, saved["ema"])
 
     def average(self):
@@ -711,7 +715,8 @@ class Trainer(Run):
 
     def denoiser_of(self, network):
         """A network of this preset as a denoiser, in the precision of this run."""
-        return upsample.denoiser_of(in_bf16(network, self.device, self.work.bf16), self.preset.network, self.preset.diffusion)
+        network = in_bf16(network, self.device, self.work.bf16)
+        return upsample.denoiser_of(network, self.preset.network, self.preset.diffusion)
 
     def examples(self):
         """This process's share of the step's batch: pictures x0, timesteps t and noise, each [B, …], and the conditioning.
@@ -1268,7 +1273,7 @@ class Progress:
 
 
 def say(text):
-    """A message on a line of its own: on a terminal the line of progress stands there, unfinished. One process speaks."""
+    """A message on a line of its own, from one process: on a terminal the line of progress stands there, unfinished."""
     if team()[0] == 0:
         print(("\n" if sys.stdout.isatty() else "") + text, file=sys.stderr, flush=True)
 
@@ -1313,7 +1318,8 @@ class Journal:
                         "rate": trainer.optimizer.param_groups[-1]["lr"], **trainer.counts()})
             trainer.since = []
         if team()[0] == 0:
-            recent = finite_mean([line["loss"] for line in self.lines[-50:]] or [loss])    # one loss jumps about too much
+            # One loss jumps about too much to be read
+            recent = finite_mean([line["loss"] for line in self.lines[-50:]] or [loss])
             text = "no finite loss" if recent is None else f"loss {recent:.4f}"
             self.progress.show(trainer.step, self.batch, text + trainer.remark(), final=trainer.step == self.steps)
 
@@ -1401,7 +1407,8 @@ def save_checkpoint(trainer, out):
     one, and the last that was written stays.
 
     None is written while steps are being left out: should the weights turn out to be ill, those from before must not
-    have been pushed out. Nor is one counted or removed that is ahead of the run: it is damaged, or the run would be there.
+    have been pushed out. Nor is one that is ahead of the run counted or removed: it is damaged, or the run would be
+    there.
     """
     if trainer.ill:
         return
@@ -1449,8 +1456,9 @@ def begin_in(out, resume):
 
 def stopped(trainer, out):
     """Leave a run before its end, with a line that says how to go on."""
-    saved = checkpoints(out, until=trainer.step)
-    how = f"the same command with --resume goes on from step {step_of(saved[-1])}" if saved else "nothing could be saved"
+    saved, how = checkpoints(out, until=trainer.step), "nothing could be saved"
+    if saved:
+        how = f"the same command with --resume goes on from step {step_of(saved[-1])}"
     say(f"stopped after {trainer.step} steps; {how}")
     raise SystemExit(1)
 
@@ -1629,40 +1637,58 @@ def device(text):
 
 def main(argv=None):
     """One model, trained as the command line says. What a person can mend ends in one line and exit status 2."""
-    args = arguments(argv)
-    out = args.out or OUTPUTS / f"train-{args.model}"
-    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
-            if name not in ("model", "out", "resume") and value != arguments([args.model]).__dict__[name]}
-    facts = {"command": " ".join(["python 08_train.py", args.model, *map(option, said.items())])}
     try:
-        check_options(args, said, out)
-        if args.model == "judge":
-            out.mkdir(parents=True, exist_ok=True)      # what cannot be made is refused now, not in two minutes
-            save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
-            return
-        preset = PRESETS["tiny"][args.model]
-        start = args.start or STARTS.get(args.model)
-        world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
-        options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
-        options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
-        if args.freeze is not None:
-            options["freeze"] = frozen_parts(args.freeze, preset)
-        preset = replace(preset, train=replace(preset.train, **options))
-        weights = train(preset, out, difficulty=world, seed=args.seed, work=work_of(args),
-                        start=start, resume=args.resume, facts=facts)
-        if args.model == "clip":
-            print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
-            print_rates(unet.read_weights(weights)["matching"])
-            print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
-                  ' python 09_sample.py "a red heart" --guide clip')
-            return
-        print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: to draw with it, copy weights.pt to lessons/weights,"
-              f" or to another folder\nwith copies of the rest there, as {args.model}.pt: python 09_sample.py --weights FOLDER")
+        return command(arguments(argv))
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
     except KeyboardInterrupt:       # before the first step, after the last, or for the second time
         say("stopped at once; nothing was saved but what is in the folder")
         sys.exit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def command(args):
+    """What the command line asks for, done."""
+    out = args.out or OUTPUTS / f"train-{args.model}"
+    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
+            if name not in ("model", "out", "resume") and value != vars(arguments([args.model]))[name]}
+    facts = {"command": " ".join(["python 08_train.py", args.model, *map(option, said.items())])}
+    check_options(args, said, out)
+    if args.model == "judge":
+        out.mkdir(parents=True, exist_ok=True)      # what cannot be made is refused now, not in two minutes
+        save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
+        return
+    work, start = work_of(args), args.start or STARTS.get(args.model)
+    preset, world = chosen(args, start)
+    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, start=start, resume=args.resume, facts=facts)
+    if team()[0] == 0:
+        tell_what_comes_next(args.model, weights)
+
+
+def chosen(args, start):
+    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise."""
+    preset = PRESETS["tiny"][args.model]
+    world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
+    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
+    options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+    if args.freeze is not None:
+        options["freeze"] = frozen_parts(args.freeze, preset)
+    return replace(preset, train=replace(preset.train, **options)), world
+
+
+def tell_what_comes_next(model, weights):
+    """The last lines of a run."""
+    if model == "clip":
+        print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
+        print_rates(unet.read_weights(weights)["matching"])
+        print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
+              ' python 09_sample.py "a red heart" --guide clip')
+        return
+    print(f"wrote {weights}, samples.png, loss.png, timesteps.png, log.jsonl\nNext: to draw with it, copy weights.pt to"
+          f" lessons/weights, or to another folder\nwith copies of the rest there, as {model}.pt:"
+          " python 09_sample.py --weights FOLDER")
 
 
 def option(item):
@@ -1674,8 +1700,8 @@ def option(item):
 
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, or that nothing can be done with."""
-    sums = ("parts", "recompute", "compile", "shard", "dtype", "save_every", "keep")
-    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", "device", *sums), "base": ("size", "crop"),
+    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep")
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", *sums), "base": ("size", "crop"),
                  "clip": ("size", "crop"), "inpaint": ("size", "crop")}
     for name in said:
         if name in pointless.get(args.model, ("size",)):
@@ -1686,8 +1712,8 @@ def check_options(args, said, out):
             raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
-    if args.compile and args.compile not in torch.compiler.list_backends(()):
-        raise ValueError(f"--compile {args.compile}: no such backend; there are {', '.join(torch.compiler.list_backends(()))}")
+    if args.compile and args.compile not in (backends := torch.compiler.list_backends(())):
+        raise ValueError(f"--compile {args.compile}: no such backend; there are {', '.join(backends)}")
 
 
 def frozen_parts(names, preset):

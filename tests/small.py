@@ -56,10 +56,14 @@ def save_models(folder, scratch, difficulty="full", kinds=("base", "upsampler"))
     return folder
 
 
+def environment():
+    """Of a script that a test starts: its output can be read as text anywhere, and no window opens."""
+    return os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
+
+
 def run(script, *args, timeout=600, cwd=ROOT):
     """A script as a reader runs it: CompletedProcess, its output as text."""
-    env = os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
-    return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=env, timeout=timeout,
+    return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=environment(), timeout=timeout,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8")
 
 
