@@ -361,6 +361,8 @@ def whole_file(path):
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except RuntimeError as e:    # torch.save's word for a disk that is full
+        raise OSError(f"{path} could not be written; is the disk full? ({type(e).__name__})") from None
     finally:
         partial.unlink(missing_ok=True)
 

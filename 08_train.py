@@ -46,7 +46,7 @@ import signal
 import sys
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -277,15 +277,16 @@ def wants_bf16(work):
     return has_fast_bf16(work.device) if work.bf16 is None else work.bf16
 
 
-def in_bf16(model, device):
-    """A denoiser that computes in bfloat16 where that is fast. Weights, gradients and the answer stay float32.
+def in_bf16(model, device, wanted=None):
+    """A denoiser that computes in bfloat16: if `wanted`, or, where that is None, if it is fast on the device. Weights,
+    gradients and the answer stay float32.
 
     Autocast converts the inputs of matrix products and convolutions and leaves the rest as it is. The weights must stay
     long numbers: Adam changes one by about the rate, 1e-4 in the large presets, and bfloat16 holds a
     weight of 0.1 in steps of 0.0005: the change would be rounded away, every time.
     `prepare` is wrapped too, or the caption would be read in another precision than the picture.
     """
-    if not has_fast_bf16(device):
+    if not (has_fast_bf16(device) if wanted is None else wanted):
         return model
 
     def denoiser(x, t, **cond):
@@ -428,11 +429,13 @@ class Run:
     def __init__(self, preset, *, difficulty="single", seed=0, work=Work(), pictures=None, tok=None):
         rank, size = team()
         if preset.train.batch % (size * work.parts):
-            raise ValueError(f"a batch of {preset.train.batch} cannot be shared out among {size} processes"
-                             f" in {work.parts} parts; take a multiple of {size * work.parts}")
+            raise ValueError(f"a batch of {preset.train.batch} cannot be shared out evenly (processes: {size}, parts of"
+                             f" each one's share: {work.parts}); take a multiple of {size * work.parts}")
         torch.manual_seed(seed)   # the first weights
         self.preset, self.difficulty, self.seed, self.work, self.step = preset, difficulty, seed, work, 0
-        self.device, self.seconds, self.lost = work.device, 0.0, 0
+        self.device, self.seconds = work.device, 0.0
+        self.ill, self.lost = 0, 0      # steps that were left out: the last ones in a row, and all of them
+        self.since = []                 # the losses since the last line of the log
         self.tok = tok or tokenizer.world_tokenizer()
         self.pictures, self.reader, self.place = pictures, None, None
         self.mine = range(rank, preset.train.batch, size)   # this process's places in every batch
@@ -440,6 +443,7 @@ class Run:
         self.ema = self.network(preset.network).to(self.device).requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.process = diffusion.Diffusion.of(preset.diffusion)
+        self.by_time = LossByTime(len(self.process.timesteps))
         self._set_out(size)
 
     def _set_out(self, size):
@@ -477,8 +481,10 @@ class Run:
         return self.reader.next()
 
     def counts(self):
-        """What the log says of a person's own pictures: how many were read, and how many of them could not be used."""
-        return {"read": self.reader.seen, "bad": self.reader.bad} if self.reader else {}
+        """What the log says beside the loss: how many steps were left out, if any; of a person's own pictures, how many
+        were read and how many of them could not be used."""
+        left_out = {"lost": self.lost} if self.lost else {}
+        return left_out | ({"read": self.reader.seen, "bad": self.reader.bad} if self.reader else {})
 
     def remark(self):
         """What the line of progress has to say beside the loss."""
@@ -488,8 +494,9 @@ class Run:
     def advance(self):
         """One step: draw, guess, compare, correct. -> the batch's mean loss, over all processes.
 
-        A step whose loss or gradient is infinite or no number is left out: the weights stay as they were. After
-        PATIENCE such steps one after another it raises ValueError: the weights are ill, an older checkpoint is not.
+        A step whose loss or gradient is infinite or no number is left out: weights, average and Adam's memory stay as
+        they were. One in a million is an accident. After PATIENCE such steps one after another it is an illness of the
+        weights, and ValueError is raised; `save_checkpoint` has written none of them since it began.
         """
         config, mean = self.preset.train, 0.0
         parts = list(in_parts(self.examples(), self.work.parts))
@@ -506,16 +513,16 @@ class Run:
         self.norm = (norm.full_tensor() if work_is_shared(norm) else norm).item()
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * pace(self.step, config)
-        self.lost = 0 if math.isfinite(mean) and math.isfinite(self.norm) else self.lost + 1
-        if not self.lost:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        healthy = math.isfinite(mean) and math.isfinite(self.norm)
         self.step += 1
-        if not self.lost:
+        if healthy:
+            self.optimizer.step()
             self._average()
-        elif self.lost == PATIENCE:
-            raise ValueError(f"the loss of {PATIENCE} steps up to {self.step} was no finite number; go on from a checkpoint"
-                             " before them, with a smaller --lr")
+        self.optimizer.zero_grad()
+        self.ill, self.lost = (0, self.lost) if healthy else (self.ill + 1, self.lost + 1)
+        if self.ill == PATIENCE:
+            raise ValueError(f"the loss or gradient of {PATIENCE} steps in a row, up to step {self.step}, was no finite"
+                             " number; the checkpoints are from before. Begin anew with a smaller --lr and another --out")
         return mean
 
     def _summing(self, last):
@@ -563,12 +570,17 @@ class Run:
 
     def state(self):
         """A dictionary of tensors and plain values, which torch.load reads without running any code."""
+        return {**self.tensors(), **self.facts()}
+
+    def tensors(self):
+        """What has learned, and the optimiser's memory of how."""
         return {"model": self.model.state_dict(), "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(), **self.facts()}
+                "optimizer": self.optimizer.state_dict()}
 
     def facts(self):
         """The plain values among it. All processes must ask for it together."""
-        return {"step": self.step, "seconds": self.seconds, "lost": self.lost, "data": self.places(), **self.identity()}
+        return {"step": self.step, "seconds": self.seconds, "lost": self.lost, "since": self.since,
+                "by_time": self.by_time.sums.tolist(), "data": self.places(), **self.identity()}
 
     def identity(self):
         """Which run this is, in values that JSON gives back as they were."""
@@ -587,10 +599,10 @@ class Run:
             return self._save_shards(path.with_suffix(".shards"), facts)
         if team()[0] == 0:
             with unet.whole_file(path) as partial:
-                torch.save({**self.state(), **facts}, partial)
+                torch.save({**self.tensors(), **facts}, partial)
 
     def resume(self, path):
-        """Go on where a checkpoint of the same run stopped. ValueError if it is of another run, or damaged."""
+        """Go on where a checkpoint of the same run stopped. ValueError if it is another run's, Damaged if it is none."""
         if path.suffix == ".shards":
             return self._resume_shards(path)
         if not path.is_file():
@@ -599,7 +611,7 @@ class Run:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             saved = {name: saved[name] for name in self.state()}
         except Exception as e:   # torch.load fails in many ways on bytes that are not its own
-            raise ValueError(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
+            raise Damaged(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
         if self.work.shard:
             raise ValueError(f"{path} is whole, and this run is divided; begin with its weights.pt and --start")
         self._take_up(saved, path)
@@ -612,7 +624,9 @@ class Run:
         for name, value in self.identity().items():
             if facts[name] != value:
                 raise ValueError(f"{path} is of a run with another {name}; give the same options, or another --out")
-        self.step, self.seconds, self.lost, self.place = (facts[name] for name in ("step", "seconds", "lost", "data"))
+        self.step, self.seconds, self.lost, self.since, self.place = (
+            facts[name] for name in ("step", "seconds", "lost", "since", "data"))
+        self.by_time.sums = torch.tensor(facts["by_time"], dtype=torch.float64)
 
     def _divided(self):
         """The tensors of a checkpoint as torch.distributed.checkpoint takes and fills them, each process its piece."""
@@ -644,7 +658,7 @@ class Run:
                 warnings.simplefilter("ignore")
                 dcp.load(saved, checkpoint_id=path, no_dist=not dist.is_initialized())
         except (OSError, KeyError, ValueError, AssertionError, dcp.api.CheckpointException) as e:
-            raise ValueError(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
+            raise Damaged(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
         self._take_up(facts, path)
         state_dicts.set_state_dict(self.model, self.optimizer, model_state_dict=saved["model"],
                                    optim_state_dict=saved["optimizer"])
@@ -683,6 +697,10 @@ def for_pieces():
 PATIENCE = 10   # steps in a row that may have no finite loss
 
 
+class Damaged(ValueError):
+    """A file that is no checkpoint, or no longer one: an older one may take its place."""
+
+
 def in_parts(examples, parts):
     """A dictionary of tensors [B, …] as `parts` dictionaries of [B/parts, …]."""
     pieces = {name: value.chunk(parts) for name, value in examples.items()}
@@ -718,12 +736,11 @@ class Trainer(Run):
     def __init__(self, preset, **options):
         super().__init__(preset, **options)
         self.weights = loss_weights(self.process, preset.train.weighting)
-        self.by_time = LossByTime(len(self.process.timesteps))
         self.denoiser = self.denoiser_of(self.answer)
 
     def denoiser_of(self, network):
         """A network of this preset as a denoiser, in the precision of this run."""
-        network = in_bf16(network, self.device) if wants_bf16(self.work) else network
+        network = in_bf16(network, self.device, self.work.bf16)
         return upsample.denoiser_of(network, self.preset.network, self.preset.diffusion)
 
     def examples(self):
@@ -1188,6 +1205,9 @@ def save_curve(log, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    log = [entry for entry in log if entry["loss"] is not None]     # steps that were left out leave a gap
+    if not log:
+        return
     losses = torch.tensor([entry["loss"] for entry in log], dtype=torch.float64)
     steps = [entry["step"] for entry in log]
     window = max(1, min(25, len(losses) // 4))
@@ -1242,9 +1262,12 @@ class LossByTime:
         self.width, self.sums = steps / stretches, torch.zeros(2, stretches, dtype=torch.float64)
 
     def add(self, t, loss):
-        """t [B] and the losses [B] of one step, or of a part of one."""
-        place = (t / self.width).long().cpu()
-        now = torch.stack([loss.double().cpu(), torch.ones(len(t), dtype=torch.float64)])
+        """t [B] and the losses [B] of one step, or of a part of one. What is no finite number is passed over: it would
+        be in the sums for ever."""
+        loss = loss.double().cpu()
+        known = loss.isfinite()
+        place = (t.cpu()[known] / self.width).long()
+        now = torch.stack([loss[known], torch.ones(len(place), dtype=torch.float64)])
         self.sums = self.sums.mul(0.995).index_add(1, place, now)
 
     def means(self):
@@ -1270,7 +1293,16 @@ class Progress:
         self.last, rate = now, (step - self.first) / max(1e-9, now - self.start)
         left = (self.total - step) / rate
         line = f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second  {duration(left)} left"
-        print(f"\r{line:<100}" if live else line, end="\n" if final or not live else "", flush=True)
+        if live:    # as wide as the terminal and no wider: a line that wraps cannot be written over
+            width = shutil.get_terminal_size((100, 24)).columns - 1
+            line = f"\r{line[:width]:<{width}}"
+        print(line, end="\n" if final or not live else "", flush=True)
+
+
+def say(text):
+    """A message on a line of its own, from one process: on a terminal the line of progress stands there, unfinished."""
+    if team()[0] == 0:
+        print(("\n" if sys.stdout.isatty() else "") + text, file=sys.stderr, flush=True)
 
 
 def duration(seconds):
@@ -1285,40 +1317,91 @@ class Journal:
     """What is written down of a run: the line of progress, log.jsonl, a line a step, and the losses for the curve.
 
     A run of millions of steps keeps one line in so many that there are a few thousand, each the mean of its steps.
+    Losses that were no finite number are not in the mean, for JSON has no word for them; a line without any says null.
     """
 
     def __init__(self, trainer, out):
-        self.every = max(1, trainer.preset.train.steps // 5000)
-        self.progress, self.since, self.lines = Progress(trainer.preset.train.steps, "pictures"), [], []
-        self.first = team()[0] == 0     # one process writes for all
-        path = out / "log.jsonl"
-        if trainer.step and path.is_file():   # the log may be ahead of the checkpoint: those steps will be made again
-            self.lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] <= trainer.step]
-        self.file = open(path, "w") if self.first else open(os.devnull, "w")
-        self.file.writelines(json.dumps(line) + "\n" for line in self.lines)
+        self.steps, self.batch = trainer.preset.train.steps, trainer.preset.train.batch
+        self.every, self.progress = max(1, self.steps // 5000), Progress(self.steps, "pictures")
+        self.path, self.file = out / "log.jsonl", None
+        # The log may be ahead of the checkpoint: those steps will be made again
+        self.lines = [line for line in read_log(self.path) if line["step"] <= trainer.step] if trainer.step else []
+        self.begin()
+
+    def begin(self):
+        """Write all that is known, whole or not at all, and go on behind it. Line by line, without a buffer: whoever
+        watches sees each at once, and a kill takes none that a checkpoint knows of."""
+        if team()[0] == 0:      # one process writes for all
+            with unet.whole_file(self.path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            self.file = open(self.path, "ab", buffering=0)
 
     def tell(self, trainer, loss):
         """Of one step that was made."""
-        self.since.append(loss)
-        if trainer.step % self.every == 0:
-            self.lines.append({"step": trainer.step, "loss": sum(self.since) / len(self.since), "norm": trainer.norm,
-                               "rate": trainer.optimizer.param_groups[-1]["lr"], **trainer.counts()})
-            self.file.write(json.dumps(self.lines[-1]) + "\n")
-            self.since = []
-        if self.first:
-            text = f"loss {mean_loss(self.lines or [{'loss': loss}]):.4f}{trainer.remark()}"
-            self.progress.show(trainer.step, trainer.preset.train.batch, text,
-                               final=trainer.step == trainer.preset.train.steps)
+        trainer.since.append(loss)
+        if trainer.step % self.every == 0 or trainer.step == self.steps:
+            mean, norm = finite_mean(trainer.since), finite_mean([trainer.norm])
+            self.write({"step": trainer.step, "loss": mean, "norm": norm,
+                        "rate": trainer.optimizer.param_groups[-1]["lr"], **trainer.counts()})
+            trainer.since = []
+        if team()[0] == 0:
+            # One loss jumps about too much to be read
+            recent = finite_mean([line["loss"] for line in self.lines[-50:]] or [loss])
+            text = "no finite loss" if recent is None else f"loss {recent:.4f}"
+            self.progress.show(trainer.step, self.batch, text + trainer.remark(), final=trainer.step == self.steps)
+
+    def write(self, line):
+        """Add a line. A log that cannot be written is no reason to stop: it is said, and tried again with every
+        checkpoint, from the first line on."""
+        self.lines.append(line)
+        data = (json.dumps(line) + "\n").encode()
+        try:
+            if self.file and self.file.write(data) < len(data):
+                raise OSError(f"{self.path}: only a part of a line could be written")
+        except OSError as e:
+            self.close()
+            say(f"no log after step {line['step'] - self.every}: {e}; the run goes on")
+
+    def mend(self):
+        """Try again what `write` could not."""
+        try:
+            if self.file is None:
+                self.begin()
+        except OSError:
+            pass            # that has been said
+
+    def close(self):
+        if self.file:
+            self.file.close()
+        self.file = None
+
+
+def read_log(path):
+    """The lines of a log.jsonl, [] if there is none. A power cut may have left half a line at its end."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def finite_mean(values):
+    """The mean of those numbers that are finite; None if none is."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
 
 
 @contextmanager
 def asked_to_stop():
     """Ctrl-C and SIGTERM, which computing centres send before they take a machine away, do not stop a step half-way.
-    Yields a list that is empty until one of them came. A second Ctrl-C leaves at once, without saving."""
+    Yields a list that is empty until one of them came. A second Ctrl-C leaves at once, without saving. A SIGTERM after
+    another or after Ctrl-C does not: torchrun passes both on, and who asks in two ways still asks for the same."""
     asked = []
 
     def ask(number, frame):
-        if asked:
+        if number == signal.SIGINT and signal.SIGINT in asked:
             raise KeyboardInterrupt
         asked.append(number)
     old = {}
@@ -1334,36 +1417,77 @@ def asked_to_stop():
             signal.signal(number, handler)
 
 
-def checkpoints(out):
-    """The whole checkpoints in a run's folder, the newest last."""
-    named = (re.fullmatch(r"checkpoint-(\d+)\.(pt|shards)", path.name) for path in out.glob("checkpoint-*"))
-    return [out / match[0] for match in sorted(filter(None, named), key=lambda match: int(match[1]))]
+def checkpoints(out, until=math.inf):
+    """The whole checkpoints in a run's folder, up to a step, the newest last."""
+    found = [path for path in out.glob("checkpoint-*") if step_of(path) is not None and step_of(path) <= until]
+    return sorted(found, key=step_of)
+
+
+def step_of(path):
+    """The step in a checkpoint's name; None for other files."""
+    named = re.fullmatch(r"checkpoint-(\d+)\.(pt|shards)", path.name)
+    return int(named[1]) if named else None
 
 
 def save_checkpoint(trainer, out):
     """Write one and remove those that are too many. A full disk is said and the run goes on: it tries again at the next
-    one, and the last that was written stays."""
+    one, and the last that was written stays.
+
+    None is written while steps are being left out: should the weights turn out to be ill, those from before must not
+    have been pushed out. Nor is one that is ahead of the run counted or removed: it is damaged, or the run would be
+    there.
+    """
+    if trainer.ill:
+        return
     try:
         trainer.save(out / f"checkpoint-{trainer.step:07d}.pt")
     except OSError as e:
-        print(f"\nno checkpoint at step {trainer.step}: {e}; the run goes on", file=sys.stderr)
-        return
-    for old in checkpoints(out)[:-trainer.work.keep] if team()[0] == 0 else ():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        return say(f"no checkpoint at step {trainer.step}: {e}; those before stay")
+    if team()[0] == 0:
+        for old in checkpoints(out, until=trainer.step)[:-trainer.work.keep]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def show(trainer, out):
+    """The pictures of a run on its way. It does not end because they cannot be written."""
+    try:
+        trainer.show(out)
+    except OSError as e:
+        say(f"no pictures of step {trainer.step}: {e}; the run goes on")
 
 
 def go_on(trainer, out):
     """Resume from the newest checkpoint that can be read; an older one takes a damaged one's place, and it is said."""
     found = checkpoints(out)
-    if not found:
-        raise FileNotFoundError(f"no checkpoint in {out}; leave --resume out to begin a run")
     for path in reversed(found):
         try:
             return trainer.resume(path)
-        except ValueError as e:
-            if path == found[0] or "damaged" not in str(e):
+        except Damaged as e:
+            if path == found[0]:
                 raise
-            print(f"{e}; going on from the one before", file=sys.stderr)
+            say(f"{e}; going on from the one before")
+
+
+def begin_in(out, resume):
+    """Make a run's folder ready, and clear away what a process that was killed has left half-written in it. ValueError
+    for a run that would be written over, FileNotFoundError if there is none to go on with."""
+    if resume and not checkpoints(out):
+        raise FileNotFoundError(f"no checkpoint in {out}; leave --resume out to begin a run")
+    if not resume and checkpoints(out):
+        raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
+    out.mkdir(parents=True, exist_ok=True)
+    if team()[0] == 0:
+        for left in [*out.glob("checkpoint-*.tmp"), out / "weights.pt.tmp", out / "log.jsonl.tmp"]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def stopped(trainer, out):
+    """Leave a run before its end, with a line that says how to go on."""
+    saved, how = checkpoints(out, until=trainer.step), "nothing could be saved"
+    if saved:
+        how = f"the same command with --resume goes on from step {step_of(saved[-1])}"
+    say(f"stopped after {trainer.step} steps; {how}")
+    raise SystemExit(1)
 
 
 def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=None, tok=None, start=None, resume=False,
@@ -1376,7 +1500,7 @@ def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=Non
     weights, see `Run.start_from`. Ctrl-C and SIGTERM end the step, save a checkpoint and leave. Under torchrun all
     processes call this together.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    begin_in(out, resume)
     kind = CLIPTrainer if isinstance(preset.network, guidance.CLIPConfig) else Trainer
     trainer = kind(preset, difficulty=difficulty, seed=seed, work=work, pictures=pictures, tok=tok)
     beside = brought(preset, start, out)
@@ -1384,20 +1508,21 @@ def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=Non
         trainer.start_from(start)
     if resume:
         go_on(trainer, out)
-    journal, steps = Journal(trainer, out), preset.train.steps
-    with asked_to_stop() as asked, journal.file:
+    steps = preset.train.steps
+    with asked_to_stop() as asked, closing(Journal(trainer, out)) as journal:
         while trainer.step < steps and not mean_over_all(len(asked), work.device):
             begin = time.time()
             loss = trainer.advance()
             trainer.seconds += time.time() - begin
             journal.tell(trainer, loss)
             if trainer.step % work.save_every == 0 and trainer.step < steps:
-                journal.file.flush()
                 save_checkpoint(trainer, out)
-                trainer.show(out)
+                journal.mend()
+                show(trainer, out)
         save_checkpoint(trainer, out)
+        journal.mend()
     if trainer.step < steps:
-        raise SystemExit(f"\nstopped after {trainer.step} steps; the same command with --resume goes on")
+        stopped(trainer, out)
     return save_results(trainer, out, journal, beside=beside, facts=facts or {})
 
 
@@ -1432,12 +1557,6 @@ def brought(preset, start, out):
     return copy if copy.read_bytes() == content else None
 
 
-def mean_loss(lines, window=50):
-    """Of the last lines of the log: one batch's loss jumps about too much to be read."""
-    recent = [line["loss"] for line in lines[-window:]]
-    return sum(recent) / len(recent)
-
-
 def save_judge(path, *, size, steps, seed, facts):
     """Train a judge, measure its ceiling on real pictures, print it and write both."""
     start = time.time()
@@ -1465,7 +1584,7 @@ def arguments(argv=None):
         help="single things, or all the language says (default: what --start was trained on, else single)")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
-    add("--lr", type=float, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
+    add("--lr", type=rate, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
     add("--freeze", nargs="*", metavar="PART",
         help="parts of the network that stay as they begin: text, pool, time, enter, down, middle, up, leave; unet is"
              " all but text; --freeze alone is none (default: the preset's)")
@@ -1507,13 +1626,24 @@ def work_of(args):
 STARTS = {"inpaint": unet.WEIGHTS / "base.pt", "inpaint-upsampler": unet.WEIGHTS / "upsampler.pt"}
 
 
-# Three types for argparse: what cannot be meant is refused with a sentence, before any work is done.
+# Four types for argparse: what cannot be meant is refused with a sentence, before any work is done.
 
 def positive(text):
     """A whole number, 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def rate(text):
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def seed(text):
@@ -1538,6 +1668,9 @@ def main(argv=None):
         return command(arguments(argv))
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
+    except KeyboardInterrupt:       # before the first step, after the last, or for the second time
+        say("stopped at once; nothing was saved but what is in the folder")
+        sys.exit(130)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -1548,11 +1681,10 @@ def command(args):
     out = args.out or OUTPUTS / f"train-{args.model}"
     said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
             if name not in ("model", "out", "resume") and value != vars(arguments([args.model]))[name]}
-    facts = {"command": " ".join(["python 08_train.py", args.model, *(
-        " ".join([f"--{k}", *map(str, v if isinstance(v, list) else [v])]) for k, v in said.items())])}
+    facts = {"command": " ".join(["python 08_train.py", args.model, *map(option, said.items())])}
     check_options(args, said, out)
-    out.mkdir(parents=True, exist_ok=True)
     if args.model == "judge":
+        out.mkdir(parents=True, exist_ok=True)      # what cannot be made is refused now, not in two minutes
         save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
         return
     work, start = work_of(args), args.start or STARTS.get(args.model)
@@ -1586,21 +1718,29 @@ def tell_what_comes_next(model, weights):
           " python 09_sample.py --weights FOLDER")
 
 
+def option(item):
+    """A name and its value as they are typed."""
+    name, value = item
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    return " ".join(["--" + name.replace("_", "-"), *map(str, values)])
+
+
 def check_options(args, said, out):
-    """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
-    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze"), "base": ("size", "crop"),
+    """Raises ValueError for options that would be passed over in silence, or that nothing can be done with."""
+    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep")
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", *sums), "base": ("size", "crop"),
                  "clip": ("size", "crop"), "inpaint": ("size", "crop")}
     for name in said:
         if name in pointless.get(args.model, ("size",)):
-            raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
+            raise ValueError(f"--{name.replace('_', '-')} means nothing for the {args.model}; leave it out")
     if args.freeze:
         frozen_parts(args.freeze, PRESETS["tiny"][args.model])
         if args.start is None and args.model not in STARTS:
             raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
-    if not args.resume and checkpoints(out):
-        raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
+    if args.compile and args.compile not in (backends := torch.compiler.list_backends(())):
+        raise ValueError(f"--compile {args.compile}: no such backend; there are {', '.join(backends)}")
 
 
 def frozen_parts(names, preset):
