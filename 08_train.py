@@ -635,8 +635,8 @@ def counted(bad):
 class Batches(IterableDataset):
     """What a process or each of its workers goes through: whole batches, each with what is known after it.
 
-    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text instead, and no more, where it cannot go on:
-    an error that crossed from a worker would bring its traceback along.
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text alone, and no more, where it cannot go on: an
+    error that crossed from a worker would bring its traceback along.
     """
 
     def __init__(self, source, config, bookmarks, stride):
@@ -651,19 +651,28 @@ class Batches(IterableDataset):
                 pictures, captions = zip(*islice(examples, self.config.batch))
                 yield torch.stack(pictures), list(captions), reader.bookmark(), (reader.seen, dict(reader.bad))
         except ValueError as e:
-            yield str(e)
+            yield (str(e),)
 
 
 def begin_worker(_):
-    """A worker leaves signals to its parent, which needs one more batch to stop in order, and ends when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C goes to all of a terminal's processes
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)     # and what ends a job, to all of the job's
+    """A worker ends when its parent says so or is gone, and at nothing else.
+
+    Ctrl-C goes to all of a terminal's processes, and the signal that ends a job to all of the job's. The parent stops
+    in order then, for which it may need one more batch.
+    """
     parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    patient = hasattr(signal, "sigtimedwait")   # who sent a signal can be asked on Linux; elsewhere every one counts
+    if patient:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)   # not what the parent does, which is to save and leave
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(0)   # a parent killed by signal 9 has told nobody
+        told = None
+        while os.getppid() == parent and not (told and told.si_pid == parent):
+            told = signal.sigtimedwait([signal.SIGTERM], 1) if patient else time.sleep(1)
+        os._exit(0)
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -708,8 +717,8 @@ class Pictures:
                 raise
             # A worker was killed, mostly for the memory it took
             raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
-        if isinstance(item, str):
-            raise ValueError(f"{self.where}: {item}")
+        if len(item) == 1:
+            raise ValueError(f"{self.where}: {item[0]}")
         pictures, captions, bookmark, counts = item
         turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
         self.bookmarks[turn], self.counts[turn] = bookmark, counts
