@@ -36,6 +36,10 @@ Each prints one line of progress (step, loss, pictures a second, time left) and 
 the loss curve and a checkpoint in outputs/; --resume goes on where a run was stopped.
 """
 import argparse
+import csv
+import glob
+import hashlib
+import io
 import json
 import math
 import os
@@ -44,19 +48,26 @@ import re
 import shutil
 import signal
 import sys
+import tarfile
+import threading
 import time
+import unicodedata
 import warnings
+from collections import Counter
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 tokenizer = import_module("01_tokenizer")
 transformer = import_module("02_transformer")
@@ -241,6 +252,529 @@ def crop_both(x0, low_res, size, rngs):
     f = upsample.FACTOR
     high = torch.stack([p[:, f * r:f * r + size, f * c:f * c + size] for p, (r, c) in zip(x0, spots)])
     return high, low
+
+
+# --- Data: pictures of one's own ---------------------------------------------------------------------
+
+# The little world is drawn as it is needed; photographs lie on disks, by the million, on machines that stop. Two things
+# are to be right. Whatever is in a file, the run goes on, or stops with a sentence: `open_picture` and `example`. And
+# in each epoch every picture is seen once, however many processes read and however often they were stopped: `Reader`
+# and `deal`. A folder of files is the simple form. Shards are the large one: tar archives of some thousand examples
+# each, because disks and networks read one long file much faster than a thousand short ones.
+PICTURES, CAPTIONS = (".jpg", ".jpeg", ".png", ".webp"), (".txt", ".json")
+FORMATS = ("JPEG", "PNG", "WEBP")   # the only decoders to be opened: each is code that a stranger's bytes may attack
+TABLES = ("captions.jsonl", "captions.csv")
+MAX_BYTES = 2 ** 26                 # of one file, 67 MB
+MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
+MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
+GAP = 3                             # cheap reduction is left off at this many times the size wanted
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How files become batches."""
+
+    size: int                # pixels of a side, of what the model is to draw
+    batch: int               # examples that one process gets at a time
+    seed: int = 0            # decides every epoch's order, and where random crops are
+    crop: str = "centre"     # or "random": which square of a picture that is none
+    bad_share: float = 0.05  # of at least 100 seen by a reader; when more are unusable, the run stops
+
+
+class Unusable(ValueError):
+    """Why one example is passed over, in few words: they are what is counted."""
+
+
+def open_picture(file, mode="RGB", *, formats=None, single=False, size=None):
+    """A picture file (a path, or an open binary file) as an upright 8-bit image of mode "RGB" or "L".
+
+    What is transparent becomes white in RGB and black in L, 16 bits become 8, of an animation the first frame is taken.
+
+    formats  Pillow's names of those that may be opened; None: all that it knows
+    single   refuse a file that holds several pictures
+    size     the shorter side's least length; a much larger JPEG comes out smaller, but at least GAP times this
+
+    Raises Unusable for what can be read and is not wanted, a phrase that fits behind "holds". For what cannot be read
+    Pillow has no common error: OSError, SyntaxError, ValueError and others.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # odd metadata, which nobody asked about
+        with Image.open(file, formats=formats) as image:
+            # So far the header has been read and no pixel: a file of some bytes may claim 50,000 × 50,000 of them
+            if image.width * image.height > MAX_PIXELS:
+                raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels")
+            # An MPO is a camera's JPEG, with extras
+            if single and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise Unusable(f"{image.n_frames} pictures; save the one that is meant by itself")
+            if size:
+                if min(image.size) < size:   # enlarged, it would teach that things are blurred
+                    raise Unusable(f"fewer than {size} pixels a side")
+                image.draft(None, (GAP * size, GAP * size))   # a JPEG can be decoded at 1/2, 1/4 or 1/8: much sooner
+            image = ImageOps.exif_transpose(image)            # cameras save how they were held beside the pixels
+            image.load()
+    return eight_bits(image, mode)
+
+
+def eight_bits(image, mode):
+    """An image of any kind as "RGB" or "L": see `open_picture`."""
+    if image.mode.startswith("I"):   # 16 bits of grey, which Pillow's own conversion clips at 255: white
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if mode == "RGB" else "black"), image)
+    return image.convert(mode)
+
+
+def square(image, size, rng=None):
+    """The middle square of an RGB image, or with rng any, reduced to uint8 [3, size, size].
+
+    The shorter side gives the square's length; then all is one resampling. Lanczos weighs the neighbours of every new
+    pixel by a smooth curve as wide as the reduction. Pillow's BOX counts whole pixels instead: reducing 300 to 256
+    takes one pixel here and two there, and slanted lines get steps. What is GAP times larger or more is first
+    averaged over whole squares, where that does no harm and saves most of the time.
+    """
+    side, free = min(image.size), (image.width - min(image.size), image.height - min(image.size))
+    left, top = (n // 2 if rng is None else rng.randint(0, n) for n in free)
+    small = image.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side), reducing_gap=GAP)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()       # H W C -> C H W
+
+
+def read_caption(suffix, data):
+    """A caption file's bytes, .txt or .json with a "caption" or "text", as one tidy line; "" where it says nothing.
+
+    Line breaks, tabs and control characters become single spaces; MAX_CAPTION characters are kept.
+    """
+    try:
+        text = data.decode("utf-8-sig")   # -sig: some editors begin with a mark of the byte order
+        if suffix == ".json":
+            text = caption_of(json.loads(text), ("caption", "text"))
+        text.encode()                     # JSON can spell half a character, "\ud800", that no tokenizer takes
+    except UnicodeError:
+        raise Unusable("a caption that is not UTF-8") from None
+    except (ValueError, RecursionError):  # such as 100,000 brackets
+        raise Unusable("a damaged caption file") from None
+    plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text[:10 * MAX_CAPTION])
+    return " ".join(plain.split())[:MAX_CAPTION].rstrip()
+
+
+def caption_of(entry, names):
+    """The first of an entry's fields of these names that holds words; "" if there is none."""
+    said = [entry.get(name) for name in names] if isinstance(entry, dict) else []
+    return next((text for text in said if isinstance(text, str) and text.strip()), "")
+
+
+def example(files, size):
+    """What lies under one name, pairs of suffix and bytes (or Unusable), as an RGB image and its caption.
+
+    Raises Unusable where these are not one picture and its words; a .txt goes before a .json.
+    """
+    for _, data in files:
+        if isinstance(data, Unusable):
+            raise data
+    pictures, words = ([f for f in files if f[0] in kind] for kind in (PICTURES, CAPTIONS))
+    if not pictures:
+        raise Unusable("no picture beside a caption")
+    if len(pictures) > 1 or len(dict(words)) < len(words):
+        raise Unusable("one name used twice")   # and whose is the caption?
+    caption = next(filter(None, (read_caption(*f) for f in sorted(words, reverse=True))), None)
+    if caption is None:
+        raise Unusable("no caption")
+    try:
+        return open_picture(io.BytesIO(pictures[0][1]), formats=FORMATS, size=size), caption
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:   # Pillow's own limit comes before ours
+        raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels") from None
+    except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, ...
+        raise Unusable("a broken picture") from None
+
+
+def load(read):
+    """A file's bytes; Unusable, as a value, where there are none to be had: the rest of its group is read on."""
+    try:
+        return read()
+    except Unusable as e:
+        return e
+    except OSError:
+        return Unusable("a file that cannot be read")
+
+
+def check_bytes(size):
+    """Before a file is read into memory: not more than MAX_BYTES of it."""
+    if size > MAX_BYTES:
+        raise Unusable(f"a file of more than {MAX_BYTES // 10 ** 6} MB")
+
+
+class Folder:
+    """Pictures in a folder and those below it; a unit is one picture, in the order of the paths' characters.
+
+    The caption is in NAME.txt beside it, or in captions.jsonl or captions.csv at the top, with `file` (or `file_name`),
+    a path from there, and `caption` (or `text`). A picture with several entries counts as several examples. Names that
+    begin with a dot are passed over.
+    """
+
+    def __init__(self, root, names):
+        self.root = root
+        rows = [row for table in TABLES if table in names for row in read_table(root / table)]
+        listed = {name for name, _ in rows}
+        rows += [(name, None) for name in names if suffix_of(name) in PICTURES and name not in listed]
+        self.units = self.names = sorted(rows, key=lambda row: row[0])
+
+    def examples(self, unit, skip):
+        """A unit's groups of files for `example`, without the first `skip`: here one or none."""
+        if skip:
+            return
+        name, caption = self.units[unit]
+        words = (self.root / name).with_suffix(".txt")
+        files = [(suffix_of(name), load(partial(read_file, self.root / name)))]
+        if caption is not None:
+            files += [(".txt", caption)]
+        elif os.path.isfile(words):
+            files += [(".txt", load(partial(read_file, words)))]
+        yield files
+
+
+def read_file(path):
+    """A plain file's bytes."""
+    if not os.path.isfile(path):   # nor is a pipe, at which one would wait for ever
+        raise Unusable("a file that is not there")
+    check_bytes(path.stat().st_size)
+    return path.read_bytes()
+
+
+def suffix_of(name):
+    """Of a path's last part, in small letters: ".jpg"."""
+    return os.path.splitext(name)[1].lower()
+
+
+def read_table(path):
+    """The rows of captions.jsonl or .csv, (path, caption's bytes). ValueError names the line that is none.
+
+    What is not UTF-8 stays as it is until its example is read, and is counted then.
+    """
+    rows = []
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
+            for entry in lines:
+                name = caption_of(entry, ("file", "file_name"))
+                parts = Path(name).parts
+                if not parts or Path(name).is_absolute() or ".." in parts:   # a table is not to lead out of its folder
+                    raise ValueError(f"it has no file that is inside {path.parent}")
+                caption = caption_of(entry, ("caption", "text"))
+                rows.append((Path(name).as_posix(), caption.encode("utf-8", "surrogatepass")))
+        except (ValueError, RecursionError, csv.Error) as e:
+            raise ValueError(f"{path}, entry {len(rows) + 1}, should give file and caption: {e}") from None
+    return rows
+
+
+class Shards:
+    """Tar archives; a unit is one of them, its examples come in the order they have there.
+
+    The WebDataset convention: neighbours of one name up to its first dot are one example, such as 0007.jpg and
+    0007.txt. Nothing is mixed within a shard: shuffle before packing, and make many more shards than readers.
+    """
+
+    def __init__(self, paths):
+        self.units = paths
+        self.names = [Path(path).name for path in paths]   # a set of shards may move to another disk
+
+    def examples(self, unit, skip):
+        """A shard's groups of files for `example`, without the first `skip`, whose bytes are passed over."""
+        for index, (_, files) in enumerate(groupby(shard_files(self.units[unit]), key=lambda file: file[0])):
+            if index >= skip:
+                yield [(suffix, read()) for _, suffix, read in files]   # before the next is looked for: forwards only
+
+
+class Bounded(io.BufferedReader):
+    """A file of which nobody gets more than MAX_BYTES at once.
+
+    An archive's long names and extended headers go through memory too, and give their lengths themselves.
+    """
+
+    def read(self, size=-1):
+        if not 0 <= size <= MAX_BYTES:
+            raise tarfile.ReadError(f"{size} bytes at once")
+        return super().read(size)
+
+
+def shard_files(path):
+    """A shard's pictures and captions, one after the other: (name, suffix, function that loads it).
+
+    An archive is a stranger's. Nothing is unpacked, so its names lead nowhere; links, devices and what else is not a
+    plain file are passed over. What is whole before a cut or damage comes, then one that loads as Unusable.
+    """
+    why = "a shard that is damaged or cut off"
+    try:
+        # "r:" is tar and nothing else: no decompression, hence no bomb
+        with Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            length, offset = os.fstat(file.fileno()).st_size, -1
+            while (member := tar.next()) is not None:
+                tar.members.clear()                                # tarfile would keep them all
+                end = member.offset_data + member.size
+                if not offset < member.offset < member.offset_data <= end <= length:    # a size may even be negative
+                    raise tarfile.ReadError
+                offset = member.offset
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                suffix = f".{suffix.lower()}"
+                if stem and suffix in PICTURES + CAPTIONS and member.isreg() and not member.issparse():
+                    yield (folder, stem), suffix, partial(load, partial(read_at, file, member))
+            # tarfile takes damage for the end; a true end is a block of zeros
+            file.seek(tar.offset)
+            if file.read(512) == bytes(512):
+                return
+    except FileNotFoundError:
+        why = "a shard that is gone"
+    except Exception:   # as in `example`
+        pass
+    yield None, "", lambda: Unusable(why)
+
+
+def read_at(file, member):
+    """The bytes of a tar's member."""
+    check_bytes(member.size)
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def find_pictures(where):
+    """A folder of pictures, or shards: a .tar file, a folder of them, or a pattern such as "data/{00000..00099}.tar" or
+    "data/*.tar". -> Folder or Shards. ValueError, one line, where there is nothing."""
+    root = Path(where)
+    if not root.is_dir():
+        return Shards(find_shards(str(where)))
+    names = sorted(Path(folder, name).relative_to(root).as_posix() for folder, inside, files in os.walk(root)
+                   if not any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
+                   for name in files if not name.startswith("."))
+    shards = [str(root / name) for name in names if suffix_of(name) == ".tar"]
+    folder = Folder(root, names)
+    if shards and folder.units:
+        raise ValueError(f"{where} holds both pictures and .tar shards; give each a folder of its own")
+    if not shards and not folder.units:
+        raise ValueError(f"{where} holds no pictures ({', '.join(PICTURES)}) and no .tar shards")
+    return Shards(shards) if shards else folder
+
+
+def find_shards(pattern):
+    """The shards of a pattern. ValueError if there is none, or one that braces name is missing."""
+    paths = []
+    for name in [pattern] if Path(pattern).exists() else expand(pattern):
+        paths += sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]
+    missing = [path for path in paths if not Path(path).is_file() or suffix_of(path) != ".tar"]
+    if missing or not paths:
+        what = f"{missing[0]} (of {len(paths)})" if len(paths) > 1 else pattern
+        raise ValueError(f"{what} is neither a folder nor a .tar file that is there")
+    return list(dict.fromkeys(paths))
+
+
+def expand(pattern):
+    """"a{08..11}.tar" -> ["a08.tar", "a09.tar", "a10.tar", "a11.tar"], as a shell does it."""
+    found = re.search(r"\{(\d{1,6})\.\.(\d{1,6})\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    return [name for n in range(int(first), int(last) + 1) for name in
+            expand(f"{pattern[:found.start()]}{n:0{len(first)}}{pattern[found.end():]}")]
+
+
+# --- Whose turn it is ---
+
+# Think of one endless sequence of units: epoch after epoch, each a permutation of all. Of n readers, reader k takes the
+# places k, k+n, k+2n, ... So nothing is read twice and nothing forgotten, without a word between them, and together
+# they read what a single one would. A reader's bookmark is
+#     {"begun": [[place, examples of it that are done], ...], "next": place}
+# and it goes through `begun`, then to next, next+n, ...
+
+@lru_cache(maxsize=2)
+def permutation(n, seed, epoch):
+    """The order of an epoch's n units, as an array."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def deal(bookmarks, readers):
+    """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
+
+    Nothing is lost and nothing comes twice, but the order changes: what lay between the readers comes first.
+    """
+    if len(bookmarks) == readers:
+        return bookmarks
+    # Readers do not run in step. Behind `front` nobody has begun anything; before it are gaps, some of each reader's
+    front = max(mark["next"] for mark in bookmarks)
+    left = [place for mark in bookmarks for place in mark["begun"]]
+    left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
+    left.sort()
+    return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
+
+
+class Reader:
+    """One of a run's readers: endless examples, and a bookmark to go on from. See above."""
+
+    def __init__(self, source, config, bookmark, stride):
+        self.source, self.config, self.stride = source, config, stride
+        self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
+        self.seen, self.bad, self.barren = 0, Counter(), set()
+
+    def bookmark(self):
+        """Where it is, as lists and numbers that do not change when it goes on."""
+        return {"begun": [list(place) for place in self.begun], "next": self.next}
+
+    def __iter__(self):
+        """Endless (uint8 [3, size, size], caption). ValueError when too much is unusable."""
+        n = len(self.source.units)
+        while True:
+            if not self.begun:
+                self.begun, self.next = [[self.next, 0]], self.next + self.stride
+            here = self.begun[0]
+            place, used = here
+            unit = int(permutation(n, self.config.seed, place // n)[place % n])
+            for files in self.source.examples(unit, used):
+                here[1] += 1
+                found = self.take(files, f"{self.config.seed} {place} {here[1]}")
+                if found:
+                    yield found      # and the bookmark says that it is done
+            if here[1] == 0:
+                self.take([("", Unusable("an empty shard"))], "")
+            if not used and self.bad.total() == self.seen:
+                self.barren.add(unit)
+            self.begun.pop(0)
+            if len(self.barren) == n and self.bad.total() == self.seen:
+                raise ValueError(f"nothing here can be used: {counted(self.bad)}")
+
+    def take(self, files, dice):
+        """A group of files as (picture, caption), or None, and counted. Where a random crop is depends on dice alone, a
+        text that names seed and place: after a stop the same one comes again."""
+        self.seen += 1
+        try:
+            image, caption = example(files, self.config.size)
+        except Unusable as e:
+            self.bad[str(e)] += 1
+            bad, most = self.bad.total(), self.config.bad_share
+            if self.seen >= 100 and bad > most * self.seen:
+                raise ValueError(f"{bad} of {self.seen} examples cannot be used, more than {most:.0%} (bad_share):"
+                                 f" {counted(self.bad)}") from None
+            return None
+        return square(image, self.config.size, random.Random(dice) if self.config.crop == "random" else None), caption
+
+
+def counted(bad):
+    """{reason: how often} in words, the most frequent first."""
+    return ", ".join(f"{n} × {why}" for why, n in Counter(bad).most_common())
+
+
+class Batches(IterableDataset):
+    """What a process or each of its workers goes through: whole batches, each with what is known after it.
+
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text alone, and no more, where it cannot go on: an
+    error that crossed from a worker would bring its traceback along.
+    """
+
+    def __init__(self, source, config, bookmarks, stride):
+        self.source, self.config, self.bookmarks, self.stride = source, config, bookmarks, stride
+
+    def __iter__(self):
+        worker = get_worker_info()
+        reader = Reader(self.source, self.config, self.bookmarks[worker.id if worker else 0], self.stride)
+        examples = iter(reader)
+        try:
+            while True:
+                pictures, captions = zip(*islice(examples, self.config.batch))
+                yield torch.stack(pictures), list(captions), reader.bookmark(), (reader.seen, dict(reader.bad))
+        except ValueError as e:
+            yield (str(e),)
+
+
+def begin_worker(_):
+    """A worker ends when its parent says so or is gone, and at nothing else.
+
+    Ctrl-C goes to all of a terminal's processes, and the signal that ends a job to all of the job's. The parent stops
+    in order then, for which it may need one more batch.
+    """
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    patient = hasattr(signal, "sigtimedwait")   # who sent a signal can be asked on Linux; elsewhere every one counts
+    if patient:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)   # not what the parent does, which is to save and leave
+
+    def watch():
+        told = None
+        while os.getppid() == parent and not (told and told.si_pid == parent):
+            told = signal.sigtimedwait([signal.SIGTERM], 1) if patient else time.sleep(1)
+        os._exit(0)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Pictures:
+    """Endless batches of somebody's own pictures: `next()`; `state()` says how to go on exactly.
+
+    where    what `find_pictures` takes
+    reader   (rank, ranks): which of how many processes this is; together they see every example once an epoch
+    workers  processes that decode ahead; 0: none. A batch is from one of them, in turn
+    state    of an earlier run: `merge` of what all its processes said, however many they were
+
+    seen counts the examples that went into what was delivered, bad the unusable of them by reason, both since this
+    object was made. ValueError, one line, for what cannot be read, here or from `next`.
+    """
+
+    def __init__(self, where, config, *, reader=(0, 1), workers=0, state=None):
+        if config.crop not in ("centre", "random"):
+            raise ValueError(f"crop {config.crop!r}: a crop is centre or random")
+        source, (rank, ranks), each = find_pictures(where), reader, max(1, workers)
+        self.where, self.delivered, self.counts = where, 0, [(0, {})] * each
+        digest = hashlib.sha256()
+        for name in source.names:
+            digest.update(repr(name).encode())
+        self.facts = {"seed": config.seed, "files": digest.hexdigest()}
+        if state is not None and any(state[name] != fact for name, fact in self.facts.items()):
+            raise ValueError(f"{where} holds other files than when this run began, or the seed is another;"
+                             " put them back, or begin a new run from its weights")
+        began = [{"begun": [], "next": k} for k in range(ranks * each)]
+        marks = began if state is None else deal(state["readers"], len(began))
+        self.bookmarks = marks[rank * each:(rank + 1) * each]
+        batches = Batches(source, config, list(self.bookmarks), len(began))
+        # A generator of its own: the loader would draw from the one that also makes the training's noise
+        self._batches = iter(DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=begin_worker,
+                                        collate_fn=tuple, generator=torch.Generator()) if workers else batches)
+
+    def next(self):
+        """-> pictures uint8 [batch, 3, size, size] and their captions, a list."""
+        try:
+            item = next(self._batches)
+        except RuntimeError as e:
+            if not str(e).startswith("DataLoader worker"):
+                raise
+            # A worker was killed, mostly for the memory it took
+            raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
+        if len(item) == 1:
+            raise ValueError(f"{self.where}: {item[0]}")
+        pictures, captions, bookmark, counts = item
+        turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
+        self.bookmarks[turn], self.counts[turn] = bookmark, counts
+        self.delivered += 1
+        return pictures, captions
+
+    @property
+    def seen(self):
+        return sum(seen for seen, _ in self.counts)
+
+    @property
+    def bad(self):
+        return sum((Counter(bad) for _, bad in self.counts), Counter())
+
+    def state(self):
+        """How to go on after the last batch that was *delivered*; what workers prefetched is made again.
+
+        Lists, texts and whole numbers. The worker whose turn is next comes first.
+        """
+        turn = self.delivered % len(self.bookmarks)
+        return {"readers": self.bookmarks[turn:] + self.bookmarks[:turn], **self.facts}
+
+    @staticmethod
+    def merge(states):
+        """One state of those of all processes, in the order of their ranks."""
+        return {**states[0], "readers": [mark for state in states for mark in state["readers"]]}
 
 
 # --- The loop ----------------------------------------------------------------------------------------
