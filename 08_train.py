@@ -43,17 +43,21 @@ import random
 import re
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 tokenizer = import_module("01_tokenizer")
+transformer = import_module("02_transformer")
 unet = import_module("03_unet")
 diffusion = import_module("04_diffusion")
 guidance = import_module("05_guidance")
@@ -770,6 +774,306 @@ def mean_interval(values, *, rate=False):
     return mean, mean - half, mean + half
 
 
+# --- The bill ----------------------------------------------------------------------------------------
+
+# What will a run take? It can be known to the byte and to the day before anything is bought, from shapes alone. torch
+# can walk through a network whose tensors have a shape, a type and no numbers ("fake" ones): no memory is touched, so
+# the paper's largest model is priced on a laptop, in seconds. Three accounts are kept on that walk:
+#
+#   · what training holds for every parameter: 4 bytes of weight, 4 of gradient, 8 of Adam, 4 of average, 20 in all.
+#     They can be shared out over the GPUs (sharding: each holds a piece and borrows the others' when it needs them);
+#   · what autograd keeps of the way forward, because the way back will ask for it. That grows with the pictures, and
+#     can be thrown away and computed again (`recompute`);
+#   · the multiplications. Peak and the share of it that one reaches turn them into days.
+BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block   # what is recomputed, or gathered from its shards, at once
+
+
+def recompute(network):
+    """Make a network's blocks forget what they did on the way forward and do it again on the way back.
+
+    Of each block only the input is kept, in memory for time: one more way forward, a third of a step. The answers and
+    the gradients stay the same to the bit, dropout included, whose dice are set back. It changes `network`, once (a
+    second call does nothing), but no weight and no name of one, and its type knows nothing of it. -> network
+
+    Chen et al. 2016, arXiv 1604.06174. Without gradients (samples, EMA) nothing is kept and so nothing done twice.
+    """
+    for part in network.modules():
+        if isinstance(part, BLOCKS) and "forward" not in vars(part):
+            part.forward = partial(_forgetful, part.forward)
+    return network
+
+
+def _forgetful(forward, x, *given):
+    """A block's forward that keeps x and given only. Text keys and values come as a pair, and go one by one: torch
+    takes charge of tensors that it is handed, not of those in a tuple."""
+    if given and not torch.is_tensor(given[0]):
+        return checkpoint(lambda x, *pair: forward(x, pair), x, *given[0], use_reentrant=False)
+    return checkpoint(forward, x, *given, use_reentrant=False)
+
+
+def ask(network, side, pictures):
+    """One way forward with so many pictures of side × side and their captions, zeros all of them, on the default
+    device. -> what comes out; of a CLIP the sum of both towers' vectors, so that its gradient reaches both."""
+    config = network.config
+    t = torch.zeros(pictures, dtype=torch.long)
+    tokens = torch.zeros(pictures, config.text.context, dtype=torch.long)
+    if isinstance(network, guidance.NoisedCLIP):
+        # `text` would look for the longest caption's length: a number, which a tensor of shape only does not hold
+        words = network.caption.tokens(tokens) + network.caption.positions
+        return network.image(torch.zeros(pictures, 3, side, side), t) + network.caption.read(words, t)
+    return network(torch.zeros(pictures, config.in_channels, side, side), t, tokens=tokens, mask=tokens == 0)
+
+
+@contextmanager
+def noting_kept(network):
+    """Yields a dictionary that fills with the storages which autograd keeps inside, each once, and no weight of the
+    network's, which is there anyway. A storage is the memory behind a tensor; many tensors may be views of one."""
+    weights, kept = {p.untyped_storage()._cdata for p in network.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage   # held, or its address might be used again for another one
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
+def total(storages):
+    """Bytes."""
+    return sum(storage.nbytes() for storage in storages)
+
+
+@contextmanager
+def counting_flop(network):
+    """Yields {kind: FLOP} of what the network computes inside: 2 for each multiply-add, one × and one +.
+
+    Convolutions, linear layers and attention's two products are everything that is worth counting. Norms,
+    activations and sums do a handful of operations a number, these do thousands.
+    """
+    flop, attention = dict.fromkeys(("convolutions", "linear layers", "attention"), 0), transformer.attention
+
+    def count(part, given, out):
+        # Each number that comes out sums as many products as one output's weights: C·3·3 of a convolution, D of a layer
+        kind = "convolutions" if isinstance(part, nn.Conv2d) else "linear layers"
+        flop[kind] += 2 * out.numel() * part.weight[0].numel()
+
+    def counted(q, k, v, **options):
+        flop["attention"] += 2 * 2 * q.numel() * k.shape[2]   # q·kᵀ, then its softmax times v; M keys for every query
+        return attention(q, k, v, **options)
+    hooks = [part.register_forward_hook(count) for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    with mock.patch.object(transformer, "attention", counted):   # all attention of the course goes through it (02)
+        yield flop
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def as_on_a_gpu(network):
+    """Inside, a network of fake tensors, which say they lie on a CPU, keeps for the way back what it would on a GPU.
+
+    Three habits differ: there autocast turns to float32 for norms; a dropout's mask takes one byte and not four; and
+    attention is fused in training too, so that the N×M weights are never kept (02).
+    """
+    def fused(q, k, v, *, causal=False):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    for part in network.modules():
+        if isinstance(part, (nn.GroupNorm, nn.LayerNorm)):
+            part.register_forward_pre_hook(lambda part, given: (given[0].float(),))
+        elif isinstance(part, nn.Dropout):
+            part.forward = lambda x, p=part.p: torch.native_dropout(x, p, True)[0]
+    with mock.patch.object(transformer, "attention", fused):
+        yield
+
+
+def network_of(config):
+    """A fresh network of a preset's sizes, with its first weights."""
+    return (guidance.NoisedCLIP if isinstance(config, guidance.CLIPConfig) else unet.UNet)(config)
+
+
+def walk(config, side, pictures, *, recomputed=False, back=False, gpu=True):
+    """A way forward, with `back` also the way back, in bf16 and without memory. -> bytes kept for the way back, bytes
+    kept inside each block [list], {kind: FLOP}, network.
+
+    FLOP are those of the layers' forward passes, the repeated ones too. They need not be all of them: a block that is
+    computed again stops when backward has what it asked for, and so does not make its last product.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode   # here, so that importing this file stays quick
+    with FakeTensorMode():
+        network, inside, began = network_of(config), [], []
+        if recomputed:
+            recompute(network)
+        for part in network.modules():
+            if isinstance(part, BLOCKS):
+                part.register_forward_pre_hook(lambda *_: began.append(len(kept)))
+                part.register_forward_hook(lambda *_: inside.append(total(list(kept.values())[began[-1]:])))
+        with as_on_a_gpu(network) if gpu else nullcontext(), counting_flop(network) as flop:
+            with noting_kept(network) as kept, torch.autocast("cpu", torch.bfloat16):
+                answer = ask(network, side, pictures)
+            if back:
+                answer.sum().backward()
+        return total(kept.values()), inside, flop, network
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept between the way forward and the way back: a fixed part, a part a picture, and, where blocks are
+    recomputed, the same two of each block, since the one that is at work keeps all of its own for a moment."""
+
+    fixed: int
+    picture: int
+    blocks: tuple = ((0, 0),)
+
+    def bytes(self, pictures):
+        """With so many pictures at a time."""
+        return self.fixed + pictures * self.picture + max(f + pictures * p for f, p in self.blocks)
+
+    def most(self, room):
+        """How many pictures at a time fit into so many bytes."""
+        return max(0, min(int((room - self.fixed - f) // (self.picture + p)) for f, p in self.blocks))
+
+
+@lru_cache
+def measure(config, side):
+    """-> {"plain", "recomputed": Activations}, the same of a picture's FLOP, {kind: FLOP} of its way forward, network.
+
+    Bytes lie on a straight line, which two walks give: with 2 pictures and with 3. (One alone would not do: of a single
+    picture some copies are not made.)
+    """
+    def line(two, three):
+        return 3 * two - 2 * three, three - two
+    plain, again = ([walk(config, side, n, recomputed=flag, back=flag and n == 2) for n in (2, 3)]
+                    for flag in (False, True))
+    kept = [line(*(one[0] for one in both)) for both in (plain, again)]
+    blocks = tuple(map(line, *(one[1] for one in plain)))
+    forward, twice = (sum(both[0][2].values()) // 2 for both in (plain, again))
+    # On the way back each product becomes two, one for the input's gradient and one for the weight's: three in all.
+    # The paper's base model then takes 2.85e22 for its run and its upsampler 1.26e22. GLIDE says: about the compute of
+    # DALL·E, which at 6 FLOP a parameter and token took 6 × 12e9 × 430,000 × 1,024 × 1,280 = 4.06e22 (Ramesh et al.
+    # 2021, arXiv 2102.12092: 12 G parameters, 430,000 steps of 1,024 rows of 1,280 tokens).
+    return ({"plain": Activations(*kept[0]), "recomputed": Activations(*kept[1], blocks)},
+            {"plain": 3 * forward, "recomputed": twice + 2 * forward},
+            {kind: flop // 2 for kind, flop in plain[0][2].items()}, plain[0][3])
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is to be paid on. GB are 10⁹ bytes, TFLOP/s 10¹² a second."""
+
+    gpus: int = 1
+    memory: float = 80.0   # GB of each
+    peak: float = 990.0    # TFLOP/s of each: bfloat16, dense, of an H100 (SXM) or H200, as their data sheet has it
+    share: float = 0.4     # of the peak that a run reaches
+
+
+RESERVE = 0.1   # of the memory, for what is not counted: operations' scratch space, the allocator's gaps, the driver
+
+
+class Plan:
+    """What a preset takes on given machines. pictures: how many a GPU takes at a time; default: the largest even part
+    of its share of a batch that fits, with recomputation if the run is to have it. ValueError for numbers that do not
+    divide each other."""
+
+    def __init__(self, preset, machines, *, pictures=None, recomputed=False):
+        self.preset, self.machines, self.side = preset, machines, preset.train.crop or preset.size
+        self.part, rest = divmod(preset.train.batch, machines.gpus)
+        if rest:
+            raise ValueError(f"{preset.train.batch} pictures a step cannot be shared out evenly to {machines.gpus} GPUs")
+        if pictures and self.part % pictures:
+            raise ValueError(f"a GPU's part of a step, {self.part} pictures, cannot be taken {pictures} at a time")
+        self.kept, self.step, self.forward, self.network = measure(preset.network, self.side)   # step: FLOP of a picture
+        most = max(1, self.most("recomputed" if recomputed else "plain", sharded=True))
+        self.pictures = pictures or max(n for n in range(1, self.part + 1) if self.part % n == 0 and n <= most)
+
+    def states(self, *, sharded):
+        """{what: bytes on each GPU}, whatever the number of pictures."""
+        bytes_of = {"weights": 4, "gradients": 4, "optimiser": 8, "EMA": 4}
+        all_of, gpus = unet.parameters(self.network), self.machines.gpus if sharded else 1
+        blocks = [unet.parameters(part) for part in self.network.modules() if isinstance(part, BLOCKS)]
+        # Of two blocks at a time, the one at work and the next, and of what is in no block, weights and gradients whole
+        whole = all_of - sum(blocks) + 2 * max(blocks) if gpus > 1 else 0
+        return {what: n * all_of / gpus for what, n in bytes_of.items()} | {"gathered": 8 * whole}
+
+    def most(self, way, *, sharded):
+        """How many pictures at a time fit on a GPU; way is "plain" or "recomputed"."""
+        room = (1 - RESERVE) * self.machines.memory * 1e9 - sum(self.states(sharded=sharded).values())
+        return self.kept[way].most(room)
+
+    def gpu_days(self, way):
+        """Days of one GPU for the whole run."""
+        run = self.step[way] * self.preset.train.batch * self.preset.train.steps
+        return run / (self.machines.peak * 1e12 * self.machines.share) / 86400
+
+
+def print_plan(plan, title):
+    """The bill as tables: a line for each number, and beside it where it comes from."""
+    train, gpus = plan.preset.train, plan.machines.gpus
+    everything, side = unet.parameters(plan.network), plan.side
+    words = unet.parameters(getattr(plan.network, "caption", None) or plan.network.text)
+    print(f"The bill of {title}: {train.steps:,} steps of {train.batch:,} pictures, {side} × {side} pixels, on {gpus}"
+          f" GPU{'s' * (gpus > 1)}.\nNothing was allocated for it: a network of shapes without numbers told it all."
+          f"\n\nParameters  {everything:,}: {everything - words:,} for pictures, {words:,} for captions")
+    print_memory(plan, *((1e9, "GB, 10⁹ bytes") if 20 * everything > 1e9 else (1e6, "MB, 10⁶ bytes")))
+    print_work(plan)
+
+
+def row(name, *cells, note=""):
+    """A line of a table: its name, its numbers under one another, where they come from."""
+    numbers = (f"{cell:,.3f}" if isinstance(cell, float) else cell for cell in cells)
+    print(f"  {name:<11}{''.join(f'{number:>16}' for number in numbers)}   {note}".rstrip())
+
+
+def print_memory(plan, unit, name):
+    """What a GPU holds, what it keeps from forward to backward, and how many pictures at a time that allows."""
+    n, whole, sharded = plan.pictures, plan.states(sharded=False), plan.states(sharded=True)
+    print(f"\nHeld by each GPU, in {name}")
+    row("", "whole", f"sharded by {plan.machines.gpus}")
+    for what, note in zip(whole, (
+            "4 bytes a parameter: float32", "as many",
+            "8: Adam's averages of gradient and square", "4: the averaged weights",
+            "two blocks, what is in none; and gradients")):
+        row(what, whole[what] / unit, sharded[what] / unit, note=note)
+    row("together", sum(whole.values()) / unit, sum(sharded.values()) / unit)
+    print("\nKept from the way forward for the way back, computing in bf16 as on a GPU")
+    row("", "fixed", "a picture", f"{n} at a time")
+    for (way, kept), note in zip(plan.kept.items(), (
+            "fixed: 16-bit copies of the weights", "inputs of blocks, all of one block")):
+        row(way, kept.fixed / unit, kept.picture / unit, kept.bytes(n) / unit, note=note)
+    print(f"\nBoth together; how many pictures at a time fit into {plan.machines.memory:g} GB, {RESERVE:.0%} of it left free")
+    row("", "whole", f"sharded by {plan.machines.gpus}")
+    for way, kept in plan.kept.items():
+        sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
+        row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}")
+
+
+def print_work(plan):
+    """FLOP, and what they come to in days."""
+    train, machines, forward = plan.preset.train, plan.machines, sum(plan.forward.values())
+    print("\nFLOP: 2 for each multiply-add of " + ", ".join(f"{kind} ({n / forward:.0%})" for kind, n in plan.forward.items())
+          + "; all else is left out")
+    row("", "a picture", "a step", "the run")
+    for what, n, note in (("forward", forward, f"a step is {train.batch:,} pictures"),
+                          ("plain", plan.step["plain"], "backward is twice forward"),
+                          ("recomputed", plan.step["recomputed"], "and most of forward once more")):
+        row(what, *(f"{n * times:.2e}" for times in (1, train.batch, train.batch * train.steps)), note=note)
+    print(f"\nTime at {machines.share:.0%} (--share) of {machines.peak:g} TFLOP/s a GPU (--peak; 990: H100 and H200 in dense"
+          " bf16)")
+    row("", "GPU-days", "a step", "the run")
+    for way in plan.kept:
+        days = plan.gpu_days(way)
+        row(way, f"{days:,.1f}" if days >= 1 else f"{days:.1e}", span(days / machines.gpus / train.steps),
+            span(days / machines.gpus), note=f"on {machines.gpus} GPU{'s' * (machines.gpus > 1)}")
+
+
+def span(days):
+    """A time in the unit that suits it."""
+    for name, length in ("days", 1), ("hours", 24), ("min", 1440):
+        if days * length >= 1:
+            return f"{days * length:,.1f} {name}"
+    return f"{days * 86400:.3g} s"
+
+
 # ======================================================================================================
 # The method ends here. Below: what one sees of a run, and the command line.
 # ======================================================================================================
@@ -974,6 +1278,15 @@ def arguments(argv=None):
     add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones; to"
                                    " inpaint, lessons/weights' base.pt or upsampler.pt, which get more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
+    add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
+    add("--recompute", action="store_true", help="of every block keep its input only, and compute the rest again:"
+                                                 " less memory, a third more time")
+    add("--plan", action="store_true", help="print what the run would take, in bytes and days, and leave")
+    add("--gpus", type=positive, help="of a plan (default: 1)")
+    add("--per-gpu", type=positive, help="of a plan: pictures at a time on each (default: as many as fit)")
+    add("--memory", type=above_zero, help="of a plan: GB of each GPU (default: 80)")
+    add("--peak", type=above_zero, help="of a plan: TFLOP/s of each GPU (default: 990, an H100's or H200's in bf16)")
+    add("--share", type=above_zero, help="of a plan: how much of that is reached, up to 1 (default: 0.4)")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
@@ -982,13 +1295,23 @@ def arguments(argv=None):
 STARTS = {"inpaint": unet.WEIGHTS / "base.pt", "inpaint-upsampler": unet.WEIGHTS / "upsampler.pt"}
 
 
-# Three types for argparse: what cannot be meant is refused with a sentence, before any work is done.
+# Four types for argparse: what cannot be meant is refused with a sentence, before any work is done.
 
 def positive(text):
     """A whole number, 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def above_zero(text):
+    """A number above 0, and not infinite."""
+    try:
+        if 0 < float(text) < math.inf:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def seed(text):
@@ -1016,6 +1339,9 @@ def main(argv=None):
     facts = {"command": " ".join(["python 08_train.py", args.model, *(f"--{k} {v}" for k, v in said.items())])}
     try:
         check_options(args, said, out)
+        if args.plan:
+            show_plan(args)
+            return
         out.mkdir(parents=True, exist_ok=True)
         if args.model == "judge":
             save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
@@ -1039,16 +1365,39 @@ def main(argv=None):
         sys.exit(refuse(e))
 
 
+# What a plan depends on; the last five are of a plan only
+PLANNED = ("plan", "preset", "steps", "batch", "crop", "recompute", "gpus", "per_gpu", "memory", "peak", "share")
+
+
+def show_plan(args):
+    """--plan: what the run of this command line would take."""
+    preset = PRESETS[args.preset][args.model]
+    options = {name: getattr(args, name) for name in ("steps", "batch", "crop") if getattr(args, name)}
+    machines = {name: getattr(args, name) for name in ("gpus", "memory", "peak", "share") if getattr(args, name)}
+    plan = Plan(replace(preset, train=replace(preset.train, **options)), Machines(**machines),
+                pictures=args.per_gpu, recomputed=args.recompute)
+    print_plan(plan, f"{args.preset} {args.model}")
+
+
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
+    for name in [*said, *(name for name in ("out", "resume") if getattr(args, name))]:
+        if args.plan and name not in PLANNED:
+            raise ValueError(f"--{name} changes nothing in a plan; leave it out")
+        if not args.plan and name in ("preset", "recompute", *PLANNED[-5:]):
+            raise ValueError(f"--{name.replace('_', '-')} is for --plan; give both, or leave it out")
     pointless = {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"), "clip": ("size", "crop"),
                  "inpaint": ("size", "crop")}
     for name in said:
         if name in pointless.get(args.model, ("size",)):
             raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
+    if (args.share or 0) > 1:
+        raise ValueError("--share is a part of the peak, at most 1")
+    if args.plan and args.model == "judge":
+        raise ValueError("a judge is trained in minutes, and no plan is needed; leave --plan out")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
-    if not args.resume and (out / "checkpoint.pt").exists():
+    if not args.resume and not args.plan and (out / "checkpoint.pt").exists():
         raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
 
 
