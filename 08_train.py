@@ -908,7 +908,8 @@ def walk(config, side, pictures, *, recomputed=False, back=False, gpu=True):
                 part.register_forward_pre_hook(lambda *_: began.append(len(kept)))
                 part.register_forward_hook(lambda *_: inside.append(total(list(kept.values())[began[-1]:])))
         with as_on_a_gpu(network) if gpu else nullcontext(), counting_flop(network) as flop:
-            with noting_kept(network) as kept, torch.autocast("cpu", torch.bfloat16):
+            # No weight is used twice, so autocast's store of 16-bit copies would only hold them all till the end
+            with noting_kept(network) as kept, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                 answer = ask(network, side, pictures)
             if back:
                 answer.sum().backward()
@@ -1031,7 +1032,7 @@ def print_memory(plan, unit, name):
     for what, note in zip(whole, (
             "4 bytes a parameter: float32", "as many",
             "8: Adam's averages of gradient and square", "4: the averaged weights",
-            "two blocks, what is in none; and gradients")):
+            "whole: two blocks, what is in none, gradients")):
         row(what, whole[what] / unit, sharded[what] / unit, note=note)
     row("together", sum(whole.values()) / unit, sum(sharded.values()) / unit)
     print("\nKept from the way forward for the way back, computing in bf16 as on a GPU")
