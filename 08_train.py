@@ -597,7 +597,7 @@ def permutation(n, seed, epoch):
 def deal(bookmarks, readers):
     """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
 
-    Nothing is lost and nothing comes twice, but the order changes: what lay between the readers comes first.
+    Nothing is lost and nothing comes twice. The order may change: what lay between the readers comes first.
     """
     if len(bookmarks) == readers:
         return bookmarks
@@ -606,6 +606,9 @@ def deal(bookmarks, readers):
     left = [place for mark in bookmarks for place in mark["begun"]]
     left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
     left.sort()
+    while left and left[-1] == [front - 1, 0]:   # readers in step leave no gaps: then the order stays, too
+        front -= 1
+        left.pop()
     return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
 
 
