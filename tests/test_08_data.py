@@ -517,8 +517,14 @@ def test_readers_of_the_same_number_keep_their_places():
 def test_the_rest_is_dealt_out_by_hand():
     """Of two readers one is at 12 and one at 3: 3, 5, 7, 9 and 11 have been left out, and 7 of the other's was begun."""
     marks = [{"begun": [[10, 2]], "next": 12}, {"begun": [], "next": 3}]
-    assert train.deal(marks, 3) == [{"begun": [[3, 0], [9, 0]], "next": 12},
-                                    {"begun": [[5, 0], [10, 2]], "next": 13}, {"begun": [[7, 0], [11, 0]], "next": 14}]
+    assert train.deal(marks, 3) == [{"begun": [[3, 0], [9, 0]], "next": 11}, {"begun": [[5, 0], [10, 2]], "next": 12},
+                                    {"begun": [[7, 0]], "next": 13}], "11 was the first that nobody had begun"
+
+
+def test_readers_in_step_keep_the_order():
+    """Two readers after twelve places each: three go on at 24, 25 and 26, as one would at 24."""
+    marks = [{"begun": [[22, 1]], "next": 24}, {"begun": [[23, 1]], "next": 25}]
+    assert [mark["next"] for mark in train.deal(marks, 3)] == [24, 25, 26]
 
 
 SETS = {"folder": lambda path: folder(path, 12), "shards": lambda path: shards(path, [3, 4, 2, 3])}
