@@ -237,7 +237,7 @@ TABLES = ("captions.jsonl", "captions.csv")
 MAX_BYTES = 2 ** 26                 # of one file, 67 MB
 MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
 MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
-GAP = 3                             # cheap reduction is left off at this many times the size wanted
+GAP = 3                             # quick, rough reduction ends at so many times the wanted size; a good one follows
 
 
 @dataclass(frozen=True)
@@ -635,7 +635,7 @@ def counted(bad):
 class Batches(IterableDataset):
     """What a process or each of its workers goes through: whole batches, each with what is known after it.
 
-    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text alone, and no more, where it cannot go on: an
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)). Where it cannot go on a text alone, and no more: an
     error that crossed from a worker would bring its traceback along.
     """
 
