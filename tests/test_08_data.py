@@ -195,7 +195,8 @@ def test_16_bits_become_8_and_not_white():
 
 @pytest.mark.parametrize("orientation, turn", [
     (1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (4, np.flipud),
-    (5, lambda a: a.transpose(1, 0, 2)), (6, lambda a: np.rot90(a, -1)), (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)), (8, lambda a: np.rot90(a, 1))])
+    (5, lambda a: a.transpose(1, 0, 2)), (6, lambda a: np.rot90(a, -1)),
+    (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)), (8, lambda a: np.rot90(a, 1))])
 def test_a_photograph_stands_upright(orientation, turn):
     """A camera saves what its sensor saw, and in EXIF how it was held: 6 is to be turned clockwise."""
     pixels = np.zeros((16, 24, 3), np.uint8)
