@@ -748,12 +748,21 @@ class Pictures:
             # A worker was killed, mostly for the memory it took
             raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
         if len(item) == 1:
+            self.close()
             raise ValueError(f"{self.where}: {item[0]}")
         pictures, captions, bookmark, counts = item
         turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
         self.bookmarks[turn], self.counts[turn] = bookmark, counts
         self.delivered += 1
         return pictures, captions
+
+    def close(self):
+        """Let the workers go; nothing comes after it.
+
+        Python would see to it too, but late if an error still holds on to this object: the queues may then be gone by
+        which workers are told, and each is waited for in vain, five seconds long.
+        """
+        self._batches = iter(())
 
     @property
     def seen(self):

@@ -643,6 +643,7 @@ def test_too_much_that_is_bad_stops_the_run(workers, tmp_path):
     for _ in range(12):
         calm.next()
     assert calm.seen >= 120 and set(calm.bad) == {"a broken picture", "fewer than 8 pixels a side"}
+    calm.close()
     strict = train.Pictures(tmp_path, train.DataConfig(8, 10, bad_share=0.1), workers=workers)
     with pytest.raises(ValueError, match="more than 10%.*× a broken picture.*× fewer than 8 pixels") as caught:
         for _ in range(100):
