@@ -60,6 +60,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from itertools import groupby, islice
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 tokenizer = import_module("01_tokenizer")
@@ -595,7 +597,7 @@ def permutation(n, seed, epoch):
 def deal(bookmarks, readers):
     """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
 
-    Nothing is lost and nothing comes twice, but the order changes: what lay between the readers comes first.
+    Nothing is lost and nothing comes twice. The order may change: what lay between the readers comes first.
     """
     if len(bookmarks) == readers:
         return bookmarks
@@ -604,6 +606,9 @@ def deal(bookmarks, readers):
     left = [place for mark in bookmarks for place in mark["begun"]]
     left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
     left.sort()
+    while left and left[-1] == [front - 1, 0]:   # readers in step leave no gaps: then the order stays, too
+        front -= 1
+        left.pop()
     return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
 
 
@@ -908,6 +913,7 @@ class Work:
     shard      weights, gradients, averages and Adam's memory are divided among the processes (`shard`)
     bf16       whether to compute in bfloat16; None: where that is fast
     save_every steps between two checkpoints; keep: how many of them stay
+    peak       multiply-adds of a device, in FLOP/s, that the line of progress compares with; None: it does not
     """
 
     device: str = "cpu"
@@ -918,6 +924,7 @@ class Work:
     bf16: bool | None = None
     save_every: int = 200
     keep: int = 2
+    peak: float | None = None
 
 
 def team():
@@ -963,7 +970,7 @@ class Run:
     Every random number of step n comes from (seed, n) and the example's place in the batch, dropout's too. So a run
     that is continued from a checkpoint sees what the undisturbed one would have seen, and so do several processes.
 
-    pictures  None for the little world, of that difficulty; else a function (batch, reader, state) -> Pictures
+    pictures  None for the little world, of that difficulty; else a function (batch=, reader=, state=) -> Pictures
     tok       the tokenizer, if it is not the little world's
     """
 
@@ -1027,12 +1034,21 @@ class Run:
         """What the log says beside the loss: how many steps were left out, if any; of a person's own pictures, how many
         were read and how many of them could not be used."""
         left_out = {"lost": self.lost} if self.lost else {}
-        return left_out | ({"read": self.reader.seen, "bad": self.reader.bad} if self.reader else {})
+        return left_out | ({"read": self.reader.seen, "bad": self.reader.bad.total()} if self.reader else {})
 
     def remark(self):
         """What the line of progress has to say beside the loss."""
         left_out = f"  {self.lost} steps left out" if self.lost else ""
-        return left_out + (f"  {self.reader.bad} bad pictures" if self.reader and self.reader.bad else "")
+        return left_out + (f"  {self.reader.bad.total()} bad examples" if self.reader and self.reader.bad else "")
+
+    def shown(self):
+        """What a run shows its progress with: captions, and their true pictures as the model trains on them, uint8. Of
+        a person's own, the first eight of an epoch."""
+        if self.pictures is None:
+            scenes = [tokenizer.Scene.parse(caption) for caption in SHOWN]
+            return list(SHOWN), real_pictures(scenes, side=max(64, self.preset.size))
+        pictures, captions = self.pictures(batch=len(SHOWN), reader=(0, 1), workers=0).next()
+        return captions, pictures
 
     def advance(self):
         """One step: draw, guess, compare, correct. -> the batch's mean loss, over all processes.
@@ -1132,7 +1148,11 @@ class Run:
 
     def places(self):
         """Where the readers of all processes are in a person's own pictures; None in the little world."""
-        return join_states(self.reader.state()) if self.reader else self.place
+        if self.reader is None:
+            return self.place
+        states = [None] * team()[1]
+        dist.all_gather_object(states, self.reader.state()) if dist.is_initialized() else states.append(self.reader.state())
+        return Pictures.merge([state for state in states if state])
 
     def save(self, path):
         """Write a checkpoint, whole or not at all: a file, or a folder where the weights are divided among processes.
@@ -1220,14 +1240,6 @@ class Run:
             network = self.network(self.preset.network)
         network.load_state_dict({name: value.cpu() for name, value in whole.items()}, assign=True)
         return network.eval()
-
-
-def join_states(states):
-    return states
-
-
-def recompute(model):
-    raise ValueError('not yet')
 
 
 def for_pieces():
@@ -1612,10 +1624,10 @@ def answer(judge, images):
     return torch.cat([torch.stack([guess.argmax(1) for guess in judge(x)], 1) for x in images.split(500)])
 
 
-def real_pictures(scenes, seed=0):
-    """What captions' scenes should look like, one picture each: uint8 [n, 3, 64, 64]."""
+def real_pictures(scenes, seed=0, side=64):
+    """What captions' scenes should look like, one picture each: uint8 [n, 3, side, side]."""
     rng = random.Random(seed)
-    return diffusion.draw_all((scene.fill(rng) for scene in scenes), rng)
+    return diffusion.draw_all((scene.fill(rng) for scene in scenes), rng, side)
 
 
 KINDS = ("easy single", "single", "pair", "count", "held out")   # easy: the dozen nouns of difficulty "single"
@@ -1680,6 +1692,324 @@ def mean_interval(values, *, rate=False):
     return mean, mean - half, mean + half
 
 
+# --- The bill ----------------------------------------------------------------------------------------
+
+# What will a run take? It can be known to the byte and to the day before anything is bought, from shapes alone. torch
+# can walk through a network whose tensors have a shape, a type and no numbers ("fake" ones): no memory is touched, so
+# the paper's largest model is priced on a laptop, in seconds. Three accounts are kept on that walk:
+#
+#   · what training holds for every parameter: 4 bytes of weight, 4 of gradient, 8 of Adam, 4 of average, 20 in all.
+#     They can be shared out over the GPUs (sharding: each holds a piece and borrows the others' when it needs them);
+#   · what autograd keeps of the way forward, because the way back will ask for it. That grows with the pictures, and
+#     can be thrown away and computed again (`recompute`);
+#   · the multiplications. Peak and the share of it that one reaches turn them into days.
+BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block   # what is recomputed, or gathered from its shards, at once
+
+
+def recompute(network):
+    """Make a network's blocks forget what they did on the way forward and do it again on the way back.
+
+    Of each block only the input is kept, in memory for time: one more way forward, a third of a step. The answers and
+    the gradients stay the same to the bit, dropout included, whose dice are set back. It changes `network`, once (a
+    second call does nothing), but no weight and no name of one, and its type knows nothing of it. -> network
+
+    Chen et al. 2016, arXiv 1604.06174. Without gradients (samples, EMA) nothing is kept and so nothing done twice.
+    """
+    for part in network.modules():
+        if isinstance(part, BLOCKS) and "forward" not in vars(part):
+            part.forward = partial(_forgetful, part.forward)
+    return network
+
+
+def _forgetful(forward, x, *given):
+    """A block's forward that keeps x and given only. Text keys and values come as a pair, and go one by one: torch
+    takes charge of tensors that it is handed, not of those in a tuple."""
+    if given and not torch.is_tensor(given[0]):
+        return checkpoint(lambda x, *pair: forward(x, pair), x, *given[0], use_reentrant=False)
+    return checkpoint(forward, x, *given, use_reentrant=False)
+
+
+def ask(network, side, pictures):
+    """One way forward with so many pictures of side × side and their captions, zeros all of them, on the default
+    device. -> what comes out; of a CLIP the sum of both towers' vectors, so that its gradient reaches both."""
+    config = network.config
+    t = torch.zeros(pictures, dtype=torch.long)
+    tokens = torch.zeros(pictures, config.text.context, dtype=torch.long)
+    if isinstance(network, guidance.NoisedCLIP):
+        # `text` would look for the longest caption's length: a number, which a tensor of shape only does not hold
+        words = network.caption.tokens(tokens) + network.caption.positions
+        return network.image(torch.zeros(pictures, 3, side, side), t) + network.caption.read(words, t)
+    return network(torch.zeros(pictures, config.in_channels, side, side), t, tokens=tokens, mask=tokens == 0)
+
+
+@contextmanager
+def noting_kept(network):
+    """Yields a dictionary that fills with the storages which autograd keeps inside, each once, and no weight of the
+    network's, which is there anyway. A storage is the memory behind a tensor; many tensors may be views of one."""
+    weights, kept = {p.untyped_storage()._cdata for p in network.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage   # held, or its address might be used again for another one
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
+def total(storages):
+    """Bytes."""
+    return sum(storage.nbytes() for storage in storages)
+
+
+@contextmanager
+def counting_flop(network):
+    """Yields {kind: FLOP} of what the network computes inside: 2 for each multiply-add, one × and one +.
+
+    Convolutions, linear layers and attention's two products are everything that is worth counting. Norms,
+    activations and sums do a handful of operations a number, these do thousands.
+    """
+    flop, attention = dict.fromkeys(("convolutions", "linear layers", "attention"), 0), transformer.attention
+
+    def count(part, given, out):
+        # Each number that comes out sums as many products as one output's weights: C·3·3 of a convolution, D of a layer
+        kind = "convolutions" if isinstance(part, nn.Conv2d) else "linear layers"
+        flop[kind] += 2 * out.numel() * part.weight[0].numel()
+
+    def counted(q, k, v, **options):
+        flop["attention"] += 2 * 2 * q.numel() * k.shape[2]   # q·kᵀ, then its softmax times v; M keys for every query
+        return attention(q, k, v, **options)
+    hooks = [part.register_forward_hook(count) for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    with mock.patch.object(transformer, "attention", counted):   # all attention of the course goes through it (02)
+        yield flop
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def as_on_a_gpu(network):
+    """Inside, a network of fake tensors, which say they lie on a CPU, keeps for the way back what it would on a GPU.
+
+    Three habits differ: there autocast turns to float32 for norms; a dropout's mask takes one byte and not four; and
+    attention is fused in training too, so that the N×M weights are never kept (02).
+    """
+    def fused(q, k, v, *, causal=False):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    for part in network.modules():
+        if isinstance(part, (nn.GroupNorm, nn.LayerNorm)):
+            part.register_forward_pre_hook(lambda part, given: (given[0].float(),))
+        elif isinstance(part, nn.Dropout):
+            part.forward = lambda x, p=part.p: torch.native_dropout(x, p, True)[0]
+    with mock.patch.object(transformer, "attention", fused):
+        yield
+
+
+def network_of(config):
+    """A fresh network of a preset's sizes, with its first weights."""
+    return (guidance.NoisedCLIP if isinstance(config, guidance.CLIPConfig) else unet.UNet)(config)
+
+
+def walk(config, side, pictures, *, recomputed=False, back=False, gpu=True):
+    """A way forward, with `back` also the way back, in bf16 and without memory. -> bytes kept for the way back, bytes
+    kept inside each block [list], {kind: FLOP}, network.
+
+    FLOP are those of the layers' forward passes, the repeated ones too. They need not be all of them: a block that is
+    computed again stops when backward has what it asked for, and so does not make its last product.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode   # here, so that importing this file stays quick
+    with FakeTensorMode():
+        network, inside, began = network_of(config), [], []
+        if recomputed:
+            recompute(network)
+        for part in network.modules():
+            if isinstance(part, BLOCKS):
+                part.register_forward_pre_hook(lambda *_: began.append(len(kept)))
+                part.register_forward_hook(lambda *_: inside.append(total(list(kept.values())[began[-1]:])))
+        with as_on_a_gpu(network) if gpu else nullcontext(), counting_flop(network) as flop:
+            # No weight is used twice, so autocast's store of 16-bit copies would only hold them all till the end
+            with noting_kept(network) as kept, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                answer = ask(network, side, pictures)
+            if back:
+                answer.sum().backward()
+        return total(kept.values()), inside, flop, network
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept between the way forward and the way back: a fixed part, a part a picture, and, where blocks are
+    recomputed, the same two of each block, since the one that is at work keeps all of its own for a moment."""
+
+    fixed: int
+    picture: int
+    blocks: tuple = ((0, 0),)
+
+    def bytes(self, pictures):
+        """With so many pictures at a time."""
+        return self.fixed + pictures * self.picture + max(f + pictures * p for f, p in self.blocks)
+
+    def most(self, room):
+        """How many pictures at a time fit into so many bytes."""
+        return max(0, min(int((room - self.fixed - f) // (self.picture + p)) for f, p in self.blocks))
+
+
+@lru_cache
+def measure(config, side):
+    """-> {"plain", "recomputed": Activations}, the same of a picture's FLOP, {kind: FLOP} of its way forward, network.
+
+    Bytes lie on a straight line, which two walks give: with 2 pictures and with 3. (One alone would not do: of a single
+    picture some copies are not made.)
+    """
+    def line(two, three):
+        return 3 * two - 2 * three, three - two
+    plain, again = ([walk(config, side, n, recomputed=flag, back=flag and n == 2) for n in (2, 3)]
+                    for flag in (False, True))
+    kept = [line(*(one[0] for one in both)) for both in (plain, again)]
+    blocks = tuple(map(line, *(one[1] for one in plain)))
+    forward, twice = (sum(both[0][2].values()) // 2 for both in (plain, again))
+    # On the way back each product becomes two, one for the input's gradient and one for the weight's: three in all.
+    # The paper's base model then takes 2.85e22 for its run and its upsampler 1.26e22. GLIDE says: about the compute of
+    # DALL·E, which at 6 FLOP a parameter and token took 6 × 12e9 × 430,000 × 1,024 × 1,280 = 4.06e22 (Ramesh et al.
+    # 2021, arXiv 2102.12092: 12 G parameters, 430,000 steps of 1,024 rows of 1,280 tokens).
+    return ({"plain": Activations(*kept[0]), "recomputed": Activations(*kept[1], blocks)},
+            {"plain": 3 * forward, "recomputed": twice + 2 * forward},
+            {kind: flop // 2 for kind, flop in plain[0][2].items()}, plain[0][3])
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is to be paid on. GB are 10⁹ bytes, TFLOP/s 10¹² a second."""
+
+    gpus: int = 1
+    memory: float = 80.0   # GB of each
+    peak: float = 990.0    # TFLOP/s of each: bfloat16, dense, of an H100 (SXM) or H200, as their data sheet has it
+    share: float = 0.4     # of the peak that a run reaches
+
+
+def flop_of_a_picture(preset, work):
+    """What a step takes for each of its pictures, forward and back."""
+    ways = measure(preset.network, preset.train.crop or preset.size)[1]
+    return ways["recomputed" if work.recompute else "plain"]
+
+
+def matrix_rate(device, bf16):
+    """The peak as it is here: FLOP/s of the product of two large matrices, the best of a few, in half a second."""
+    n, best = 8192 if torch.device(device).type == "cuda" else 1024, math.inf
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    for _ in range(5):
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()        # the answer is waited for
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n ** 3 / best
+
+
+RESERVE = 0.1   # of the memory, for what is not counted: operations' scratch space, the allocator's gaps, the driver
+
+
+class Plan:
+    """What a preset takes on given machines. pictures: how many a GPU takes at a time; default: the largest even part
+    of its share of a batch that fits, with recomputation if the run is to have it. ValueError for numbers that do not
+    divide each other."""
+
+    def __init__(self, preset, machines, *, pictures=None, recomputed=False):
+        self.preset, self.machines, self.side = preset, machines, preset.train.crop or preset.size
+        self.part, rest = divmod(preset.train.batch, machines.gpus)
+        if rest:
+            raise ValueError(f"{preset.train.batch} pictures a step cannot be shared out evenly to {machines.gpus} GPUs")
+        if pictures and self.part % pictures:
+            raise ValueError(f"a GPU's part of a step, {self.part} pictures, cannot be taken {pictures} at a time")
+        self.kept, self.step, self.forward, self.network = measure(preset.network, self.side)   # step: FLOP of a picture
+        most = max(1, self.most("recomputed" if recomputed else "plain", sharded=True))
+        self.pictures = pictures or max(n for n in range(1, self.part + 1) if self.part % n == 0 and n <= most)
+
+    def states(self, *, sharded):
+        """{what: bytes on each GPU}, whatever the number of pictures."""
+        bytes_of = {"weights": 4, "gradients": 4, "optimiser": 8, "EMA": 4}
+        all_of, gpus = unet.parameters(self.network), self.machines.gpus if sharded else 1
+        blocks = [unet.parameters(part) for part in self.network.modules() if isinstance(part, BLOCKS)]
+        # Of two blocks at a time, the one at work and the next, and of what is in no block, weights and gradients whole
+        whole = all_of - sum(blocks) + 2 * max(blocks) if gpus > 1 else 0
+        return {what: n * all_of / gpus for what, n in bytes_of.items()} | {"gathered": 8 * whole}
+
+    def most(self, way, *, sharded):
+        """How many pictures at a time fit on a GPU; way is "plain" or "recomputed"."""
+        room = (1 - RESERVE) * self.machines.memory * 1e9 - sum(self.states(sharded=sharded).values())
+        return self.kept[way].most(room)
+
+    def gpu_days(self, way):
+        """Days of one GPU for the whole run."""
+        run = self.step[way] * self.preset.train.batch * self.preset.train.steps
+        return run / (self.machines.peak * 1e12 * self.machines.share) / 86400
+
+
+def print_plan(plan, title):
+    """The bill as tables: a line for each number, and beside it where it comes from."""
+    train, gpus = plan.preset.train, plan.machines.gpus
+    everything, side = unet.parameters(plan.network), plan.side
+    words = unet.parameters(getattr(plan.network, "caption", None) or plan.network.text)
+    print(f"The bill of {title}: {train.steps:,} steps of {train.batch:,} pictures, {side} × {side} pixels, on {gpus}"
+          f" GPU{'s' * (gpus > 1)}.\nNothing was allocated for it: a network of shapes without numbers told it all."
+          f"\n\nParameters  {everything:,}: {everything - words:,} for pictures, {words:,} for captions")
+    print_memory(plan, *((1e9, "GB, 10⁹ bytes") if 20 * everything > 1e9 else (1e6, "MB, 10⁶ bytes")))
+    print_work(plan)
+
+
+def row(name, *cells, note=""):
+    """A line of a table: its name, its numbers under one another, where they come from."""
+    numbers = (f"{cell:,.3f}" if isinstance(cell, float) else cell for cell in cells)
+    print(f"  {name:<11}{''.join(f'{number:>16}' for number in numbers)}   {note}".rstrip())
+
+
+def print_memory(plan, unit, name):
+    """What a GPU holds, what it keeps from forward to backward, and how many pictures at a time that allows."""
+    n, whole, sharded = plan.pictures, plan.states(sharded=False), plan.states(sharded=True)
+    print(f"\nHeld by each GPU, in {name}")
+    row("", "whole", f"sharded by {plan.machines.gpus}")
+    for what, note in zip(whole, (
+            "4 bytes a parameter: float32", "as many",
+            "8: Adam's averages of gradient and square", "4: the averaged weights",
+            "whole: two blocks, what is in none, gradients")):
+        row(what, whole[what] / unit, sharded[what] / unit, note=note)
+    row("together", sum(whole.values()) / unit, sum(sharded.values()) / unit)
+    print("\nKept from the way forward for the way back, computing in bf16 as on a GPU")
+    row("", "fixed", "a picture", f"{n} at a time")
+    for (way, kept), note in zip(plan.kept.items(), (
+            "fixed: 16-bit copies of the weights", "inputs of blocks, all of one block")):
+        row(way, kept.fixed / unit, kept.picture / unit, kept.bytes(n) / unit, note=note)
+    print(f"\nBoth together; how many pictures at a time fit into {plan.machines.memory:g} GB, {RESERVE:.0%} of it left free")
+    row("", "whole", f"sharded by {plan.machines.gpus}")
+    for way, kept in plan.kept.items():
+        sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
+        row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}")
+
+
+def print_work(plan):
+    """FLOP, and what they come to in days."""
+    train, machines, forward = plan.preset.train, plan.machines, sum(plan.forward.values())
+    print("\nFLOP: 2 for each multiply-add of " + ", ".join(f"{kind} ({n / forward:.0%})" for kind, n in plan.forward.items())
+          + "; all else is left out")
+    row("", "a picture", "a step", "the run")
+    for what, n, note in (("forward", forward, f"a step is {train.batch:,} pictures"),
+                          ("plain", plan.step["plain"], "backward is twice forward"),
+                          ("recomputed", plan.step["recomputed"], "and most of forward once more")):
+        row(what, *(f"{n * times:.2e}" for times in (1, train.batch, train.batch * train.steps)), note=note)
+    print(f"\nTime at {machines.share:.0%} (--share) of {machines.peak:g} TFLOP/s a GPU (--peak; 990: H100 and H200 in dense"
+          " bf16)")
+    row("", "GPU-days", "a step", "the run")
+    for way in plan.kept:
+        days = plan.gpu_days(way)
+        row(way, f"{days:,.1f}" if days >= 1 else f"{days:.1e}", span(days / machines.gpus / train.steps),
+            span(days / machines.gpus), note=f"on {machines.gpus} GPU{'s' * (machines.gpus > 1)}")
+
+
+def span(days):
+    """A time in the unit that suits it."""
+    for name, length in ("days", 1), ("hours", 24), ("min", 1440):
+        if days * length >= 1:
+            return f"{days * length:,.1f} {name}"
+    return f"{days * 86400:.3g} s"
+
+
 # ======================================================================================================
 # The method ends here. Below: what one sees of a run, and the command line.
 # ======================================================================================================
@@ -1692,13 +2022,12 @@ SHOWN = ("a large red heart", "a small blue star on a white background", "a gree
 @torch.no_grad()
 def sample_grid(trainer, path):
     """Draw a few fixed captions with the averaged weights: how far the model has come."""
-    preset = trainer.preset
-    model = trainer.denoiser_of(trainer.ema.eval())
-    cond = guidance.encode(SHOWN, trainer.tok, preset.network.text.context, trainer.device)
-    g, captions = torch.Generator().manual_seed(0), SHOWN
-    pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
+    preset, (captions, pictures) = trainer.preset, trainer.shown()
+    model, n = trainer.denoiser_of(trainer.ema.eval()), len(captions)
+    cond = guidance.encode(captions, trainer.tok, preset.network.text.context, trainer.device)
+    g = torch.Generator().manual_seed(0)
     if preset.inpaints:
-        known = known_part(preset, diffusion.reduce(pictures, preset.size), range(len(SHOWN)))
+        known = known_part(preset, diffusion.reduce(pictures, preset.size), range(n))
         cond |= {name: value.to(trainer.device) for name, value in known.items()}
     if preset.enlarges:
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
@@ -1707,12 +2036,13 @@ def sample_grid(trainer, path):
     else:
         # The same captions, noise and scale every time: what differs from the last grid is the model
         process, model = diffusion.Diffusion.of(preset.diffusion, "25"), guidance.classifier_free(model, 3)
-        noise = torch.randn(len(SHOWN), 3, preset.size, preset.size, generator=g).to(trainer.device)
+        noise = torch.randn(n, 3, preset.size, preset.size, generator=g).to(trainer.device)
         drawn = process.ddim_sample(model, noise, **cond)
     if preset.inpaints:     # beside each drawing what was known for it, the hole grey
         drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
-        captions = [text for caption in SHOWN for text in ("known", caption)]
-    save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
+        captions = [text for caption in captions for text in ("known", caption)]
+    if team()[0] == 0:
+        save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
 
 
 def save_grid(pictures, captions, path, *, title="", columns=4):
@@ -1823,8 +2153,10 @@ class LossByTime:
 class Progress:
     """One line that says where a run is, rewritten in place on a terminal and printed now and then elsewhere."""
 
-    def __init__(self, total, unit):
+    def __init__(self, total, unit, flop=0.0, peak=None):
+        """flop is what one of `unit` takes, peak what all devices together can do in a second."""
         self.total, self.unit, self.start, self.first, self.last = total, unit, time.time(), None, 0.0
+        self.flop, self.peak = flop, peak
 
     def show(self, step, batch, text, *, final=False):
         """Tell of a step, unless the last line is too fresh. Speed counts from where this run began or went on."""
@@ -1835,7 +2167,9 @@ class Progress:
             return
         self.last, rate = now, (step - self.first) / max(1e-9, now - self.start)
         left = (self.total - step) / rate
-        line = f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second  {duration(left)} left"
+        work = rate * batch * self.flop
+        share = f"  {work / 1e12:.3g} TFLOP/s, {work / self.peak:.0%} of peak" if self.peak else ""
+        line = f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second{share}  {duration(left)} left"
         if live:    # as wide as the terminal and no wider: a line that wraps cannot be written over
             width = shutil.get_terminal_size((100, 24)).columns - 1
             line = f"\r{line[:width]:<{width}}"
@@ -1865,7 +2199,9 @@ class Journal:
 
     def __init__(self, trainer, out):
         self.steps, self.batch = trainer.preset.train.steps, trainer.preset.train.batch
-        self.every, self.progress = max(1, self.steps // 5000), Progress(self.steps, "pictures")
+        self.every = max(1, self.steps // 5000)
+        flop = flop_of_a_picture(trainer.preset, trainer.work) if trainer.work.peak else 0.0
+        self.progress = Progress(self.steps, "pictures", flop, trainer.work.peak and trainer.work.peak * team()[1])
         self.path, self.file = out / "log.jsonl", None
         # The log may be ahead of the checkpoint: those steps will be made again
         self.lines = [line for line in read_log(self.path) if line["step"] <= trainer.step] if trainer.step else []
@@ -2127,7 +2463,7 @@ def arguments(argv=None):
         help="single things, or all the language says (default: what --start was trained on, else single)")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
-    add("--lr", type=rate, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
+    add("--lr", type=above_zero, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
     add("--freeze", nargs="*", metavar="PART",
         help="parts of the network that stay as they begin: text, pool, time, enter, down, middle, up, leave; unet is"
              " all but text; --freeze alone is none (default: the preset's)")
@@ -2138,15 +2474,34 @@ def arguments(argv=None):
     add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones; to"
                                    " inpaint, lessons/weights' base.pt or upsampler.pt, which get more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
+    data = parser.add_argument_group("pictures of one's own, instead of the little world")
+    data.add_argument("--data", metavar="WHERE",
+                      help='a folder of pictures with NAME.txt beside each or captions.csv/.jsonl; or tar shards:'
+                           ' "shards/{0000..0099}.tar"')
+    data.add_argument("--workers", type=count, default=0, help="processes that decode pictures ahead (default: none)")
+    data.add_argument("--random-crop", action="store_true", help="a random square of each, not the middle one")
+    data.add_argument("--bad-share", type=above_zero, default=0.05,
+                      help="stop when more than this share of the examples cannot be used (default: 0.05)")
+    data.add_argument("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions (default:"
+                                                 " the tokenizer of --start, else one trained on the captions)")
+    add = parser.add_argument_group("the bill, before there is anything to pay").add_argument
+    add("--plan", action="store_true", help="print what the run would take, in bytes and days, and leave")
+    add("--gpus", type=positive, help="of a plan (default: 1)")
+    add("--per-gpu", type=positive, help="of a plan: pictures at a time on each (default: as many as fit)")
+    add("--memory", type=above_zero, help="of a plan: GB of each GPU (default: 80)")
+    add("--peak", type=above_zero, help="TFLOP/s of each GPU (default: of a plan 990, an H100's or H200's in bf16;"
+                                       " of a run what a large matrix product reaches here)")
+    add("--share", type=above_zero, help="of a plan: how much of that is reached, up to 1 (default: 0.4)")
     sums = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for rounding")
     add = sums.add_argument
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--parts", type=positive, default=1, help="a batch goes through in so many parts: less memory")
     add("--recompute", action="store_true", help="compute activations again on the way back: less memory, a third slower")
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
-    add("--save-every", type=positive, default=200, help="steps between two checkpoints")
+    add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets 2,000)")
     add("--keep", type=positive, default=2, help="how many checkpoints stay")
     return parser.parse_args(argv)
 
@@ -2162,14 +2517,58 @@ def work_of(args):
     elif args.shard:
         raise ValueError("--shard divides a network among processes; start them with: torchrun --nproc-per-node 8 08_train.py …")
     bf16 = None if args.dtype is None else args.dtype == "bfloat16"
-    return Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, args.save_every, args.keep)
+    every = args.save_every or (200 if args.preset == "tiny" else 2000)
+    work = Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, every, args.keep)
+    return replace(work, peak=1e12 * args.peak if args.peak else matrix_rate(device, wants_bf16(work)))
+
+
+def data_of(args, preset):
+    """--data as what a Run takes: a function that opens the pictures; None for the little world."""
+    if args.data is None:
+        return None
+
+    def pictures(*, batch, reader, state=None, workers=args.workers):
+        config = DataConfig(preset.size, batch, args.seed, "random" if args.random_crop else "centre", args.bad_share)
+        return Pictures(args.data, config, reader=reader, workers=workers, state=state)
+    return pictures
+
+
+def tokenizer_of(args, preset, start):
+    """Whose words the captions are cut into: those that the first weights know, else GPT-2's, else for pictures of one's
+    own the best for their captions. None is the little world's. ValueError where the network has no room for them."""
+    if start is not None:
+        tok = tokenizer.BPETokenizer(unet.read_weights(start)["tokenizer"])
+    elif args.vocab is not None:
+        tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
+    elif args.data is not None:
+        tok = tokenizer.BPETokenizer.train(captions_in(args.data), preset.network.text.vocab_size)
+    else:
+        return None
+    if tok.vocab_size > preset.network.text.vocab_size:
+        raise ValueError(f"the vocabulary has {tok.vocab_size:,} tokens, and the {args.preset} network has room for"
+                         f" {preset.network.text.vocab_size:,}")
+    return tok
+
+
+def captions_in(where, most=100_000):
+    """The first captions of somebody's pictures, whose words a tokenizer is trained on. No picture is decoded."""
+    source = find_pictures(where)
+    for unit in range(len(source.units)):
+        for files in source.examples(unit, 0):
+            words = [read_caption(suffix, data) for suffix, data in files
+                     if suffix in CAPTIONS and not isinstance(data, Unusable)]
+            if any(words):
+                yield next(filter(None, words))
+                most -= 1
+            if not most:
+                return
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
 STARTS = {"inpaint": unet.WEIGHTS / "base.pt", "inpaint-upsampler": unet.WEIGHTS / "upsampler.pt"}
 
 
-# Four types for argparse: what cannot be meant is refused with a sentence, before any work is done.
+# Types for argparse: what cannot be meant is refused with a sentence, before any work is done.
 
 def positive(text):
     """A whole number, 1 or more."""
@@ -2178,15 +2577,19 @@ def positive(text):
     return int(text)
 
 
-def rate(text):
-    """A number above 0."""
+def count(text):
+    """A whole number, 0 or more."""
+    return 0 if text == "0" else positive(text)
+
+
+def above_zero(text):
+    """A number above 0, and not infinite."""
     try:
-        value = float(text)
+        if 0 < float(text) < math.inf:
+            return float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def seed(text):
@@ -2221,27 +2624,33 @@ def main(argv=None):
 
 def command(args):
     """What the command line asks for, done."""
-    out = args.out or OUTPUTS / f"train-{args.model}"
+    out = args.out or OUTPUTS / "-".join(["train", *([args.preset] if args.preset != "tiny" else []), args.model])
     said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
             if name not in ("model", "out", "resume") and value != vars(arguments([args.model]))[name]}
     facts = {"command": " ".join(["python 08_train.py", args.model, *map(option, said.items())])}
     check_options(args, said, out)
+    if args.plan:
+        return show_plan(args)
     if args.model == "judge":
         out.mkdir(parents=True, exist_ok=True)      # what cannot be made is refused now, not in two minutes
         save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
         return
-    work, start = work_of(args), args.start or STARTS.get(args.model)
+    start = args.start or (STARTS.get(args.model) if args.preset == "tiny" else None)
     preset, world = chosen(args, start)
-    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, start=start, resume=args.resume, facts=facts)
+    work, pictures, tok = work_of(args), data_of(args, preset), tokenizer_of(args, preset, start)
+    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, pictures=pictures, tok=tok, start=start,
+                    resume=args.resume, facts=facts)
     if team()[0] == 0:
         tell_what_comes_next(args.model, weights)
 
 
 def chosen(args, start):
-    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise."""
-    preset = PRESETS["tiny"][args.model]
+    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
+    pictures of one's own take its place."""
+    preset = PRESETS[args.preset][args.model]
     world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
-    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
+    world = "" if args.data else world
+    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
     if args.freeze is not None:
         options["freeze"] = frozen_parts(args.freeze, preset)
@@ -2268,16 +2677,48 @@ def option(item):
     return " ".join(["--" + name.replace("_", "-"), *map(str, values)])
 
 
+# What a plan depends on; the last five are of a plan only
+PLANNED = ("plan", "preset", "steps", "batch", "crop", "recompute", "gpus", "per_gpu", "memory", "peak", "share")
+
+
+def show_plan(args):
+    """--plan: what the run of this command line would take."""
+    preset = PRESETS[args.preset][args.model]
+    options = {name: getattr(args, name) for name in ("steps", "batch", "crop") if getattr(args, name)}
+    machines = {name: getattr(args, name) for name in ("gpus", "memory", "peak", "share") if getattr(args, name)}
+    plan = Plan(replace(preset, train=replace(preset.train, **options)), Machines(**machines),
+                pictures=args.per_gpu, recomputed=args.recompute)
+    print_plan(plan, f"{args.preset} {args.model}")
+
+
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, or that nothing can be done with."""
-    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep")
-    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", *sums), "base": ("size", "crop"),
+    for name in [*said, *(name for name in ("out", "resume") if getattr(args, name))]:
+        if args.plan and name not in PLANNED:
+            raise ValueError(f"--{name.replace('_', '-')} changes nothing in a plan; leave it out")
+        if not args.plan and name in ("gpus", "per_gpu", "memory", "share"):
+            raise ValueError(f"--{name.replace('_', '-')} is for --plan; give both, or leave it out")
+    if (args.share or 0) > 1:
+        raise ValueError("--share is a part of the peak, at most 1")
+    if args.plan and args.model == "judge":
+        raise ValueError("a judge is trained in minutes, and no plan is needed; leave --plan out")
+    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep", "peak")
+    own = ("workers", "random_crop", "bad_share")
+    if args.data is None and (without := [name for name in own if name in said]):
+        raise ValueError(f"--{without[0].replace('_', '-')} is for pictures of your own; add --data WHERE")
+    if args.data and args.world:
+        raise ValueError("--data takes the little world's place; leave --world out")
+    if args.preset != "tiny" and args.model.startswith("inpaint") and not (args.start or args.plan):
+        raise ValueError(f"the {args.model} begins as a trained {'upsampler' if 'ups' in args.model else 'base model'};"
+                         " add --start WEIGHTS")
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", "preset", "data", "vocab", *own, *sums),
+                 "base": ("size", "crop"),
                  "clip": ("size", "crop"), "inpaint": ("size", "crop")}
     for name in said:
         if name in pointless.get(args.model, ("size",)):
             raise ValueError(f"--{name.replace('_', '-')} means nothing for the {args.model}; leave it out")
     if args.freeze:
-        frozen_parts(args.freeze, PRESETS["tiny"][args.model])
+        frozen_parts(args.freeze, PRESETS[args.preset][args.model])
         if args.start is None and args.model not in STARTS:
             raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
