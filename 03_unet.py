@@ -28,9 +28,11 @@ arXiv 1505.04597; sinusoids: Vaswani et al. 2017, arXiv 1706.03762 (section 3.5)
                                 fresh network answers zero, the way down and up, what `prepare` saves;
                                 outputs/03_unet.png: the waves, and the released network as bars
 """
+import hashlib
 import math
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -327,22 +329,40 @@ class UNet(nn.Module):
 # with weights_only=True, which takes tensors and plain values and refuses anything that would run code: a weight file
 # comes from strangers more often than a program does.
 
-def save_weights(path, model, **facts):
+def save_weights(path, model, *, beside=None, **facts):
     """Write a model's weights, in 16 bits, with its config and whatever else must be known to use them.
 
     facts are plain values: 08 puts the schedule, the picture's size, the merges of the tokenizer and its command here.
+    beside is a whole weight file in the same folder: what it holds to the last bit is left out, see `read_weights`.
 
-    First under a temporary name, then renamed: whoever looks sees the old file or the new one, never half of one.
+    Whoever looks sees the old file or the new one, never half of one.
     """
     # 16 bits halve the file. They keep 11 binary digits of a weight, far more than a drawing shows.
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().half() if value.is_floating_point() else value.cpu()
                for key, value in model.state_dict().items()}
+    if beside is not None:
+        facts["beside"] = in_common(weights, beside)
+        weights = {name: weights[name] for name in weights.keys() - set(facts["beside"]["names"])}
+    with whole_file(path) as partial:
+        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+
+
+@contextmanager
+def whole_file(path):
+    """A temporary name to write under; what is there in the end takes `path`'s place, unless something went wrong.
+
+    On the disk, not in a cache, before it is renamed: a power cut too leaves the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
-        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
+    except RuntimeError as e:    # torch.save's word for a disk that is full
+        raise OSError(f"{path} could not be written; is the disk full? ({type(e).__name__})") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -350,17 +370,65 @@ def save_weights(path, model, **facts):
 def read_weights(path):
     """What `save_weights` wrote: a dictionary with config, weights (float32) and facts.
 
+    A file that was written beside another takes from there what both have in common. That other is found by its name
+    alone, in the same folder, and must be whole itself.
+
     Raises FileNotFoundError, or ValueError for a file that is cut short or holds something else.
     """
     path = Path(path)
+    saved = read_file(path)
+    if "beside" in saved:
+        saved["weights"] |= borrowed(path, saved.pop("beside"))
+    return {**saved, "weights": {key: value.float() if value.is_floating_point() else value
+                                 for key, value in saved["weights"].items()}}
+
+
+def read_file(path):
+    """What one file holds, as it stands there. Raises as `read_weights`."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        return {**saved, "weights": {key: value.float() if value.is_floating_point() else value
-                                     for key, value in saved["weights"].items()}}
+        if not all(isinstance(value, torch.Tensor) for value in saved["weights"].values()):
+            raise TypeError("weights are tensors")
+        return saved
     except Exception as e:   # torch.load fails in many ways on bytes that are not its own
         raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None
+
+
+# A model that was fine-tuned with most of it frozen is mostly the model that it was. To say so instead of saying it all
+# again makes the file as small as what was learned. The price: two files belong together from now on. Should the other
+# one be trained further, a part of this one would change with it, and it would draw nonsense without a word. Hence the
+# fingerprint.
+def in_common(weights, path):
+    """What of these weights the file at path holds, too: its name, the tensors' names and their fingerprint."""
+    theirs = read_file(Path(path))["weights"]
+    names = [name for name in weights if name in theirs and torch.equal(weights[name], theirs[name])]
+    return {"file": Path(path).name, "names": names, "fingerprint": fingerprint(theirs, names)}
+
+
+def fingerprint(weights, names):
+    """The SHA-256 of some tensors, in 16 bits each number, and of their names."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {list(weights[name].shape)}".encode() + weights[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def borrowed(path, beside):
+    """The tensors that the file at path has in common with the one beside it. Raises as `read_weights`."""
+    try:
+        other = path.with_name(Path(beside["file"]).name)       # a name and no path: no file leads out of its folder
+        names, expected = dict.fromkeys(beside["names"]), beside["fingerprint"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None
+    if not other.is_file():
+        raise FileNotFoundError(f"{path} holds only what was learned beyond {other.name}, which must lie beside it")
+    theirs = read_file(other)["weights"]     # it must hold all of them itself: nothing is borrowed twice
+    if not theirs.keys() >= names.keys() or fingerprint(theirs, names) != expected:
+        raise ValueError(f"{path} was made for another {other.name} than the one beside it: bring both from one place")
+    return {name: theirs[name] for name in names}
+
 
 # --- The demonstration -------------------------------------------------------------------------------
 

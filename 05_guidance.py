@@ -31,6 +31,7 @@ Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 
     python 05_guidance.py       about ten seconds: what guidance does to a distribution one can plot, then
                                 one prompt drawn at scales 0, 1, 3 and 8; a picture in outputs/
 """
+import random
 import time
 from dataclasses import dataclass
 from importlib import import_module
@@ -200,6 +201,10 @@ class NoisedCLIP(nn.Module):
         """tokens [B, K] long, lengths [B] long -> [B, E], rows of length 1"""
         return self.caption(tokens, lengths)
 
+    def forward(self, x, t, tokens, lengths):
+        """Pictures and captions at once, as training asks (08): `image` and `text` of them."""
+        return self.image(x, t), self.text(tokens, lengths)
+
     @classmethod
     def load(cls, path):
         """The CLIP of a file that 08 wrote, in eval mode. Raises FileNotFoundError or ValueError, one line each."""
@@ -276,6 +281,7 @@ def trained(name, wrap=lambda network: network):
 # --- The demonstration -------------------------------------------------------------------------------
 
 SCALES = (0, 1, 3, 8)
+CLIP_SCALES = (0, 0.5, 1, 3)
 PROMPT = "a large red heart on a white background"
 MEANS = torch.tensor([[-0.35, -0.05], [0.25, 0.35], [0.3, -0.35]]).view(3, 2, 1, 1)   # three Gaussians that overlap
 
@@ -323,10 +329,56 @@ def show_the_prompt(n=6):
     return drawn
 
 
+RIVALS = PROMPT, "a large blue heart on a white background", "a large red umbrella on a white background", \
+    "a small red heart on a white background", "a large red heart on a black background"
+
+
+def show_the_clip(n=6, examples=60):
+    """The other guide, where its weights are: what it sees in noise, and where its gradient leads.
+    -> pictures [n, 3, 16, 16] by scale, or {}"""
+    path = unet.WEIGHTS / "clip.pt"
+    print("\n── 4. The noised CLIP: which caption is it, and where would it fit better?")
+    if not path.exists():
+        print("   (python 08_train.py clip trains one; its weights.pt belongs in lessons/weights, as clip.pt)")
+        return {}
+    saved = unet.read_weights(path)
+    clip, (model, config, encode) = NoisedCLIP.out_of(saved, path), trained("base")
+    words = encode_clip(RIVALS, tokenizer.BPETokenizer(saved["tokenizer"]), clip.config.text.context)
+    with torch.no_grad():
+        texts = clip.text(**words)
+    show_the_fit(clip, texts, diffusion.Diffusion.of(config), examples)
+    drawn = {}
+    for scale in CLIP_SCALES:
+        g, start = torch.Generator().manual_seed(1), time.time()
+        noise = torch.randn(n, 3, 16, 16, generator=g)
+        drawn[scale] = diffusion.Diffusion.of(config, "25").ddpm_sample(
+            model, noise, grad_fn=clip_guidance(clip, texts[:1], scale), generator=g, **encode([PROMPT] * n))
+        with torch.no_grad():
+            fit = LOGIT_SCALE * (clip.image(drawn[scale], torch.zeros(n, dtype=torch.long)) @ texts[0]).mean()
+        print(f"   s = {scale:<3} its own logit of what was drawn: {fit:5.1f}; pictures differ by "
+              f"{drawn[scale].std(0).mean():.3f}   ({time.time() - start:.1f} s)")
+    return drawn
+
+
+@torch.no_grad()
+def show_the_fit(clip, texts, d, n):
+    """A true caption among false ones, asked of real pictures at several noise levels."""
+    rng, scene = random.Random(0), tokenizer.Scene.parse(PROMPT)
+    x0 = diffusion.reduce(diffusion.draw_all((scene.fill(rng) for _ in range(n)), rng), 16)
+    print(f"   what it believes of {n} real pictures of {PROMPT!r}:\n   {'t':>8}"
+          + "".join(f"{words:>14}" for words in ("true caption", "blue", "umbrella", "small", "on black")))
+    for t in (0, 300, 600, 900):
+        steps = torch.full((n,), t)
+        x_t = d.q_sample(x0, steps, torch.randn(x0.shape, generator=torch.Generator().manual_seed(t)))
+        # p(caption | x_t) among these five: the softmax of 100·f·g   [C section 2.3]
+        belief = (LOGIT_SCALE * clip.image(x_t, steps) @ texts.T).softmax(1).mean(0)
+        print(f"   {t:>8}" + "".join(f"{p:>14.1%}" for p in belief.tolist()))
+
+
 def show_the_cost():
     """What the second branch costs, and what preparing the prompt saves."""
     model, config, encode = trained("base")
-    print("\n── 4. What it costs: both branches are one batch, the caption is read once")
+    print("\n── 5. What it costs: both branches are one batch, the caption is read once")
     x, t = torch.randn(8, 3, 16, 16), torch.full((8,), 500)
     guided = classifier_free(model, 3.0)
     runs = {"unguided": (model, diffusion.prepare(model, **encode([PROMPT] * 8))),
@@ -340,11 +392,12 @@ def show_the_cost():
         print(f"   {name:<20}{(time.time() - start) * 100:6.1f} ms a step for 8 pictures")
 
 
-def save_picture(points, pictures, path):
-    """Above, the guided mixture; below, the guided prompt; one column a scale."""
+def save_picture(points, rows, path):
+    """Above, the guided mixture; below, rows {title: {scale: pictures}} of guided drawings; one column a scale."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(12, 8.4), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 0.86))
+    rows = {title: drawn for title, drawn in rows.items() if drawn}
+    figure = Figure(figsize=(12, 4.5 + 3.9 * len(rows)), layout="constrained")
+    above, *below = figure.subfigures(1 + len(rows), 1, height_ratios=(1, *[0.86] * len(rows)))
     for ax, (scale, xy) in zip(above.subplots(1, len(SCALES)), points.items()):
         ax.scatter(*MEANS.flatten(1).T, s=2600, color="0.9")
         ax.scatter(*xy.T, s=4, color="#c0392b", alpha=0.35, linewidths=0)
@@ -352,23 +405,26 @@ def save_picture(points, pictures, path):
         ax.set_title(("ignores the prompt" if scale == 0 else "as trained" if scale == 1 else "insists" if scale == 3
                       else "shouts") + f":  s = {scale}", size=14)
     above.suptitle("“the left one, please”: three Gaussians, guided by their own oracle", size=16)
-    for ax, (scale, x) in zip(below.subplots(1, len(SCALES)), pictures.items()):
-        tiles = x.clamp(-1, 1).add(1).div(2).view(2, 3, *x.shape[1:])            # two rows of three
-        tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1.0)          # a white frame round each
-        ax.imshow(tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
-        ax.axis("off")
-    below.suptitle(f"“{PROMPT}”: the same six noises, drawn by the small model", size=16)
+    for part, (title, drawn) in zip(below, rows.items()):
+        part.suptitle(title, size=16)
+        for ax, (scale, x) in zip(part.subplots(1, len(drawn)), drawn.items()):
+            tiles = F.pad(x.clamp(-1, 1).add(1).div(2).view(2, 3, *x.shape[1:]), (1, 1, 1, 1), value=0.8)   # two rows of three
+            ax.imshow(tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
+            ax.set_title(f"s = {scale}", size=14)
+            ax.axis("off")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
 def main():
-    """The four sections and the picture."""
+    """The five sections and the picture."""
     d = diffusion.Diffusion.of(diffusion.DiffusionConfig(), "50")
     show_the_line(diffusion.Diffusion.of(diffusion.DiffusionConfig()))
-    points, pictures = show_the_mixture(d), show_the_prompt()
+    points, free, clip = show_the_mixture(d), show_the_prompt(), show_the_clip()
     show_the_cost()
-    save_picture(points, pictures, OUTPUTS / "05_guidance.png")
+    rows = {f"“{PROMPT}”: the same six noises, classifier-free": free,
+            "… and pulled by the noised CLIP: s = 0 is the model as trained": clip}
+    save_picture(points, rows, OUTPUTS / "05_guidance.png")
     print("\nThe picture is outputs/05_guidance.png.\nNext: python 06_inpaint.py draws into a part of a picture.")
 
 

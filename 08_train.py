@@ -41,9 +41,12 @@ import math
 import os
 import random
 import re
+import shutil
+import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+import warnings
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -52,6 +55,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -93,6 +97,7 @@ class TrainConfig:
     crop: int | None = None     # train on squares of this many pixels (the U-Net is convolutional)
     noisy: float = 0.0          # share of a batch that is drawn from the noisiest timesteps alone
     plain_first: bool = False   # pairs are said one way first, see `plain_share`
+    freeze: tuple[str, ...] = ()    # parts of the network that stay as they are
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,12 @@ def _preset(name, sizes, train, upsampler_train, *, tuning=({}, {})):
 
 # GLIDE's base model and upsampler. Inpainting goes through the same numbers, from a trained model on (--start).
 LARGE = (TrainConfig(), TrainConfig(steps=1_600_000, batch=512))
-# Both rates a quarter of what they were: nothing that was learned is to be lost. The upsampler has learned on squares,
-# then on whole pictures, where norms and attention meet other statistics; on squares it would forget those again.
-TINY_TUNING = (dict(steps=1200, lr=5e-4, text_lr=2.5e-5),
-               dict(steps=1200, lr=5e-4, text_lr=2.5e-5, batch=8, crop=None))
+# Both rates a quarter of what they were: nothing that was learned is to be lost. Words mean what they meant, and how
+# the way up makes a picture of what was understood does not change either: only what looks at the picture learns, and
+# the file is a third as large (03). The upsampler has learned on squares, then on whole pictures, where norms and
+# attention meet other statistics; on squares it would forget those again.
+LOOKING = dict(steps=1200, lr=5e-4, text_lr=2.5e-5, freeze=("text", "pool", "up"))
+TINY_TUNING = LOOKING, dict(LOOKING, batch=8, crop=None)
 PRESETS = {
     "tiny": _preset("tiny", (16, 64),
                     TrainConfig(2700, 64, 2e-3, warmup=50, decay=True, ema=0.999, drop=0.15, weighting="middle"),
@@ -162,53 +169,76 @@ FULL_WORLD = {"base": {"text_lr": 1e-3, "weighting": "late", "noisy": 0.5, "plai
 # masked and which squares are cut out. Nothing is stored, no picture comes twice, and a batch that made trouble can be
 # made again. The scene is drawn once, at 64 pixels; what a model is to draw and what it is shown are both reduced
 # from that, so a small picture is exactly what its large one reduces to.
-def world_batch(preset, tok, *, batch, difficulty, seed, plain=0.0):
+def dice(*names):
+    """Random numbers that belong to these names: what one example of one step is given does not depend on which
+    process draws it, in how many parts, or before or after which stop."""
+    return random.Random(" ".join(map(str, names)))
+
+
+def torch_dice(*names):
+    """The same for tensors."""
+    return torch.Generator().manual_seed(dice(*names).getrandbits(63))
+
+
+def world_batch(preset, tok, *, batch, difficulty, seed, plain=0.0, mine=None):
     """One batch of the little world for a model: x0 [B, 3, S, S] and its conditioning. Same seed, same batch.
 
-    The conditioning is a dictionary of tensors under the names that denoisers take (04): tokens and mask [B, K], and
-    by the kind of model low_res [B, 3, S/4, S/4], inpaint_image [B, 3, S, S], inpaint_mask [B, 1, S, S].
-
-    The upsampler's low_res is the area-reduced picture, rounded to bytes, and all it gets is cut to the same crop.
-    plain is the share of captions that are said the one canonical way.
+    plain is the share of captions that are said the one canonical way; mine are the places of the batch that are
+    wanted, as for `conditioned`, which says the rest; None is all of them.
     """
-    pictures, captions, _ = diffusion.world_pictures(batch, seed=seed, difficulty=difficulty)
+    mine = range(batch) if mine is None else mine
+    pictures, captions, _ = diffusion.world_pictures(batch, seed, difficulty, side=max(64, preset.size))
     # Dice of their own for the wording: with other shares of plain captions the pictures stay the same
     rng = random.Random(f"{seed} said")
     captions = [tokenizer.Scene.parse(caption).canonical().caption() if rng.random() < plain else caption
                 for caption in captions]
+    return conditioned(preset, tok, pictures[list(mine)], [captions[i] for i in mine], seed=seed, mine=mine)
+
+
+def conditioned(preset, tok, pictures, captions, *, seed, mine):
+    """Captioned pictures as a model trains on them: x0 [B, 3, S, S] in [-1, 1], and its conditioning.
+
+    pictures, captions  uint8 [B, 3, side, side] with side a multiple of S, and B strings
+    seed, mine          the dice for masks and squares: the batch's seed, and which of its examples these are
+
+    The conditioning is a dictionary of tensors under the names that denoisers take (04): tokens and mask [B, K], and
+    by the kind of model low_res [B, 3, S/4, S/4], inpaint_image [B, 3, S, S], inpaint_mask [B, 1, S, S].
+    The upsampler's low_res is the area-reduced picture, rounded to bytes, and all it gets is cut to the same crop.
+    """
     x0, cond = diffusion.reduce(pictures, preset.size), guidance.encode(captions, tok, preset.network.text.context)
     if preset.inpaints:
-        cond |= known_part(preset, x0, f"masks {seed}")
+        cond |= known_part(preset, x0, [f"masks {seed} {i}" for i in mine])
     if preset.enlarges:
         # Rounded in training because it is rounded in use: the network must not learn to read what bytes lose
         low_res = upsample.round_to_bytes(diffusion.reduce(pictures, preset.size // upsample.FACTOR))
 
-        def cut(x):   # the same seed every time: the same squares
-            return crop_both(x, low_res, preset.train.crop or preset.size, random.Random(seed))
+        def cut(x):   # the same dice every time: the same squares
+            rngs = [dice("square", seed, i) for i in mine]
+            return crop_both(x, low_res, preset.train.crop or preset.size, rngs)
         cond |= {name: cut(cond[name])[0] for name in ("inpaint_image", "inpaint_mask") if name in cond}
         x0, cond["low_res"] = cut(x0)
     return x0, cond
 
 
-def known_part(preset, x0, seed):
-    """What an inpainting model is shown of pictures x0 [B, 3, S, S], itself to be drawn whole: a random part.
+def known_part(preset, x0, seeds):
+    """What an inpainting model is shown of pictures x0 [B, 3, S, S], itself to be drawn whole: a random part of each.
 
     A mask has the base model's pixels, for both models draw into the same hole; the upsampler's are squares of them.
     """
     side = preset.size // (upsample.FACTOR if preset.enlarges else 1)
-    mask = inpaint.random_mask(len(x0), side, side, seed=seed)
+    mask = torch.cat([inpaint.random_mask(1, side, side, seed=seed) for seed in seeds])
     return {"inpaint_image": x0, "inpaint_mask": F.interpolate(mask, size=preset.size, mode="nearest")}
 
 
-def crop_both(x0, low_res, size, rng):
-    """The same square out of a picture and its small version, a different one for every example.
+def crop_both(x0, low_res, size, rngs):
+    """The same square out of a picture and its small version, each example's by dice of its own.
 
     x0 [B, C, S, S], low_res [B, 3, S/4, S/4] -> [B, C, size, size], [B, 3, size/4, size/4]. The corner is drawn in
     small pixels and multiplied: a corner between them would shift one picture against the other by a part of a pixel.
     A square of half the side costs a quarter of the time, and enlarging needs to see only what is near.
     """
     small, free = size // upsample.FACTOR, low_res.shape[-1] - size // upsample.FACTOR
-    spots = [(rng.randint(0, free), rng.randint(0, free)) for _ in x0]
+    spots = [(rng.randint(0, free), rng.randint(0, free)) for rng in rngs]
     low = torch.stack([p[:, r:r + small, c:c + small] for p, (r, c) in zip(low_res, spots)])
     f = upsample.FACTOR
     high = torch.stack([p[:, f * r:f * r + size, f * c:f * c + size] for p, (r, c) in zip(x0, spots)])
@@ -244,15 +274,21 @@ def cpu_flags():
         return set()
 
 
-def in_bf16(model, device):
-    """A denoiser that computes in bfloat16 where that is fast. Weights, gradients and the answer stay float32.
+def wants_bf16(work):
+    """Whether a run computes in bfloat16."""
+    return has_fast_bf16(work.device) if work.bf16 is None else work.bf16
+
+
+def in_bf16(model, device, wanted=None):
+    """A denoiser that computes in bfloat16: if `wanted`, or, where that is None, if it is fast on the device. Weights,
+    gradients and the answer stay float32.
 
     Autocast converts the inputs of matrix products and convolutions and leaves the rest as it is. The weights must stay
     long numbers: Adam changes one by about the rate, 1e-4 in the large presets, and bfloat16 holds a
     weight of 0.1 in steps of 0.0005: the change would be rounded away, every time.
     `prepare` is wrapped too, or the caption would be read in another precision than the picture.
     """
-    if not has_fast_bf16(device):
+    if not (has_fast_bf16(device) if wanted is None else wanted):
         return model
 
     def denoiser(x, t, **cond):
@@ -318,48 +354,184 @@ def loss_weights(process, weighting):
             "late": (1 - process.alpha_bar) / process.alpha_bar ** 0.75 + 0.05}[weighting]
 
 
+# Who computes, and how. None of this changes what is learned, but for rounding: the same examples, with the same dice,
+# are shared out among parts and processes, and their gradients are averaged before the one step that all take.
+@dataclass(frozen=True)
+class Work:
+    """How a run does its sums.
+
+    device     where: "cpu", "cuda", "cuda:3", …
+    parts      the batch goes through the network in so many parts, whose gradients are added up: memory for time
+    recompute  activations are computed again on the way back instead of being kept (`recompute`): memory for time
+    compile    the backend of torch.compile, such as "inductor"; None is none
+    shard      weights, gradients, averages and Adam's memory are divided among the processes (`shard`)
+    bf16       whether to compute in bfloat16; None: where that is fast
+    save_every steps between two checkpoints; keep: how many of them stay
+    """
+
+    device: str = "cpu"
+    parts: int = 1
+    recompute: bool = False
+    compile: str | None = None
+    shard: bool = False
+    bf16: bool | None = None
+    save_every: int = 200
+    keep: int = 2
+
+
+def team():
+    """Which of the processes this is, and how many there are: (0, 1) unless torchrun started several."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_weights(model):
+    """Divide a network among the processes (FSDP2): each keeps its piece of every weight, and of what belongs to it.
+
+    A block's weights are gathered when it is their turn, and thrown away after it; the gradients are summed and only
+    each one's piece is kept. So eight GPUs hold one copy of the paper's model together instead of eight.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    # What our blocks return is often a view of something; nothing is ever added to it in place
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
+    for part in list(model.modules()):
+        if isinstance(part, (unet.ResBlock, unet.TextAttention, transformer.Block)):
+            fully_shard(part)
+        if isinstance(part, unet.TextAttention):
+            register_fsdp_forward_method(part, "read")     # weights are wanted there too, not in `forward` alone
+    fully_shard(model)
+    for name in ("prepare", "image", "text"):
+        if callable(getattr(type(model), name, None)):
+            register_fsdp_forward_method(model, name)
+
+
+def put_away(model):
+    """After a drawing: let go of the weights that were gathered for it. The way back does so, and drawing has none."""
+    for part in model.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 class Run:
     """A network in training: its average, its optimiser, and how far it has come. What it is asked is left to
-    `losses(seed)`, one number for each example of a batch, in the classes below.
+    `examples` and `losses` in the classes below.
 
     model learns; ema is its running average, never gets a gradient, and is the one that is kept and drawn with. The
     optimiser is AdamW without weight decay, which is Adam, with one learning rate for the parts named in `slow`
     and another for all others.
 
-    Every random number of step n comes from (seed, n), so a run that is continued from a checkpoint sees what
-    the undisturbed one would have seen.
+    Every random number of step n comes from (seed, n) and the example's place in the batch, dropout's too. So a run
+    that is continued from a checkpoint sees what the undisturbed one would have seen, and so do several processes.
+
+    pictures  None for the little world, of that difficulty; else a function (batch, reader, state) -> Pictures
+    tok       the tokenizer, if it is not the little world's
     """
 
     network, slow = None, ()   # what is trained, and how the names of its parts begin that learn at `text_lr`
 
-    def __init__(self, preset, *, difficulty="single", seed=0, device="cpu"):
+    def __init__(self, preset, *, difficulty="single", seed=0, work=Work(), pictures=None, tok=None):
+        rank, size = team()
+        if preset.train.batch % (size * work.parts):
+            raise ValueError(f"a batch of {preset.train.batch} cannot be shared out evenly (processes: {size}, parts of"
+                             f" each one's share: {work.parts}); take a multiple of {size * work.parts}")
         torch.manual_seed(seed)   # the first weights
-        self.preset, self.difficulty, self.seed, self.device, self.step = preset, difficulty, seed, device, 0
-        self.seconds, self.tok = 0.0, tokenizer.world_tokenizer()
-        self.model = self.network(preset.network).to(device)
-        self.ema = self.network(preset.network).to(device).requires_grad_(False)
+        self.preset, self.difficulty, self.seed, self.work, self.step = preset, difficulty, seed, work, 0
+        self.device, self.seconds = work.device, 0.0
+        self.ill, self.lost = 0, 0      # steps that were left out: the last ones in a row, and all of them
+        self.since = []                 # the losses since the last line of the log
+        self.tok = tok or tokenizer.world_tokenizer()
+        self.pictures, self.reader, self.place = pictures, None, None
+        self.mine = range(rank, preset.train.batch, size)   # this process's places in every batch
+        self.model = self.network(preset.network).to(self.device)
+        self.ema = self.network(preset.network).to(self.device).requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.process = diffusion.Diffusion.of(preset.diffusion)
-        text = [p for name, p in self.model.named_parameters() if name.startswith(self.slow)]
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith(self.slow)]
-        self.optimizer = torch.optim.AdamW([{"params": text, "full_lr": preset.train.text_lr},
-                                            {"params": rest, "full_lr": preset.train.lr}], weight_decay=0.0, fused=True)
+        self.by_time = LossByTime(len(self.process.timesteps))
+        self._set_out(size)
+
+    def _set_out(self, size):
+        """What `work` asks for, and the optimiser, which must know the weights as they are afterwards."""
+        work, train = self.work, self.preset.train
+        for part in train.freeze:   # no gradient: the way back ends where nothing before it learns either
+            self.model.get_submodule(part).requires_grad_(False)
+        self.answer = self.model                 # what is asked in training: the network, whatever is wrapped around it
+        if work.recompute:
+            recompute(self.model)
+        if work.shard:
+            share_weights(self.model)
+            share_weights(self.ema)
+        elif size > 1:
+            self.answer = nn.parallel.DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        self.together = self.answer              # … and what sums the gradients of all processes
+        if work.compile:
+            self.answer = torch.compile(self.answer, backend=work.compile)
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        text = [p for name, p in learning.items() if name.startswith(self.slow)]
+        rest = [p for name, p in learning.items() if not name.startswith(self.slow)]
+        groups = {"params": text, "full_lr": train.text_lr}, {"params": rest, "full_lr": train.lr}
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0, fused=True)
+
+    # --- A step ---
+
+    def batch_seed(self):
+        """The step's seed. A large prime apart, so that no two runs of different seeds ever share a batch."""
+        return self.seed * 10_000_019 + self.step
+
+    def read(self):
+        """This process's share of the next captioned pictures of a person's own."""
+        if self.reader is None:
+            self.reader = self.pictures(batch=len(self.mine), reader=team(), state=self.place)
+        return self.reader.next()
+
+    def counts(self):
+        """What the log says beside the loss: how many steps were left out, if any; of a person's own pictures, how many
+        were read and how many of them could not be used."""
+        left_out = {"lost": self.lost} if self.lost else {}
+        return left_out | ({"read": self.reader.seen, "bad": self.reader.bad} if self.reader else {})
+
+    def remark(self):
+        """What the line of progress has to say beside the loss."""
+        left_out = f"  {self.lost} steps left out" if self.lost else ""
+        return left_out + (f"  {self.reader.bad} bad pictures" if self.reader and self.reader.bad else "")
 
     def advance(self):
-        """One step: draw, guess, compare, correct. -> the batch's mean loss."""
-        # A large prime apart, so that no two runs of different seeds ever share a batch
-        config, loss = self.preset.train, self.losses(self.seed * 10_000_019 + self.step)
-        loss.mean().backward()
+        """One step: draw, guess, compare, correct. -> the batch's mean loss, over all processes.
+
+        A step whose loss or gradient is infinite or no number is left out: weights, average and Adam's memory stay as
+        they were. One in a million is an accident. After PATIENCE such steps one after another it is an illness of the
+        weights, and ValueError is raised; `save_checkpoint` has written none of them since it began.
+        """
+        config, mean = self.preset.train, 0.0
+        parts = list(in_parts(self.examples(), self.work.parts))
+        for i, part in enumerate(parts):
+            torch.manual_seed(dice("dropout", self.seed, self.step, i, *team()).getrandbits(63))
+            with self._summing(last=i == len(parts) - 1):
+                loss = self.losses(part).mean() / len(parts)
+                loss.backward()
+            mean += loss.item()
+        mean = mean_over_all(mean, self.device)
         # All gradients together, as one vector, are at most 1 long: Adam remembers the squares of the last thousand
         # or so, and one freak batch would otherwise make its steps small for that long.
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.norm = (norm.full_tensor() if work_is_shared(norm) else norm).item()
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * pace(self.step, config)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        healthy = math.isfinite(mean) and math.isfinite(self.norm)
         self.step += 1
-        self._average()
-        return loss.mean().item()
+        if healthy:
+            self.optimizer.step()
+            self._average()
+        self.optimizer.zero_grad()
+        self.ill, self.lost = (0, self.lost) if healthy else (self.ill + 1, self.lost + 1)
+        if self.ill == PATIENCE:
+            raise ValueError(f"the loss or gradient of {PATIENCE} steps in a row, up to step {self.step}, was no finite"
+                             " number; the checkpoints are from before. Begin anew with a smaller --lr and another --out")
+        return mean
+
+    def _summing(self, last):
+        """Processes exchange their gradients after the last part of a batch only: it is the costly part of a step."""
+        if self.work.shard:
+            self.model.set_requires_gradient_sync(last)
+        return self.together.no_sync() if not last and hasattr(self.together, "no_sync") else nullcontext()
 
     @torch.no_grad()
     def _average(self):
@@ -383,46 +555,173 @@ class Run:
             network = inpaint.grow(network)
         if network.config != self.preset.network:
             raise ValueError(f"{path} is of another size than the model to be trained")
-        self.model.load_state_dict(network.state_dict())
-        self.ema.load_state_dict(network.state_dict())
+        for mine in (self.model, self.ema):
+            if self.work.shard:
+                _, state_dicts = for_pieces()
+                state_dicts.set_model_state_dict(mine, network.state_dict(),
+                                                 options=state_dicts.StateDictOptions(full_state_dict=True))
+            else:
+                mine.load_state_dict(network.state_dict())
 
     # --- Checkpoints: everything that the next step depends on ---
 
     # Adam's averages are part of it: a run that goes on without them starts with steps of the wrong size. So is the
-    # number of the step, which stands for the state of all dice. preset, difficulty and seed are there to be compared:
-    # a run that goes on with other options would be neither the one run nor the other.
+    # number of the step, which stands for the state of all dice, and the place in the data. What decides which run it
+    # is (preset, difficulty, seed, …) is there to be compared: a run that goes on with other options would be neither
+    # the one run nor the other. How the sums are done may change: other GPUs, more of them, other parts.
 
     def state(self):
         """A dictionary of tensors and plain values, which torch.load reads without running any code."""
+        return {**self.tensors(), **self.facts()}
+
+    def tensors(self):
+        """What has learned, and the optimiser's memory of how."""
         return {"model": self.model.state_dict(), "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-                "preset": asdict(self.preset), "difficulty": self.difficulty, "seed": self.seed}
+                "optimizer": self.optimizer.state_dict()}
+
+    def facts(self):
+        """The plain values among it. All processes must ask for it together."""
+        return {"step": self.step, "seconds": self.seconds, "lost": self.lost, "since": self.since,
+                "by_time": self.by_time.sums.tolist(), "data": self.places(), **self.identity()}
+
+    def identity(self):
+        """Which run this is, in values that JSON gives back as they were."""
+        return json.loads(json.dumps({"preset": asdict(self.preset), "difficulty": self.difficulty, "seed": self.seed,
+                                      "tokenizer": self.tok.merges}))
+
+    def places(self):
+        """Where the readers of all processes are in a person's own pictures; None in the little world."""
+        return join_states(self.reader.state()) if self.reader else self.place
 
     def save(self, path):
-        """Write a checkpoint, whole or not at all."""
-        partial = path.with_name(path.name + ".tmp")
-        try:
-            torch.save(self.state(), partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write a checkpoint, whole or not at all: a file, or a folder where the weights are divided among processes.
+        All processes must call it together; one of them writes the file."""
+        facts = self.facts()
+        if self.work.shard:
+            return self._save_shards(path.with_suffix(".shards"), facts)
+        if team()[0] == 0:
+            with unet.whole_file(path) as partial:
+                torch.save({**self.tensors(), **facts}, partial)
 
     def resume(self, path):
-        """Go on where a checkpoint of the same run stopped. ValueError if it is of another run, or damaged."""
+        """Go on where a checkpoint of the same run stopped. ValueError if it is another run's, Damaged if it is none."""
+        if path.suffix == ".shards":
+            return self._resume_shards(path)
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}")
         try:
-            saved = torch.load(path, map_location=self.device, weights_only=True)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
             saved = {name: saved[name] for name in self.state()}
         except Exception as e:   # torch.load fails in many ways on bytes that are not its own
-            raise ValueError(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
-        for name in ("preset", "difficulty", "seed"):
-            if saved[name] != self.state()[name]:
-                raise ValueError(f"{path} is of a run with another {name}; give the same options, or another --out")
+            raise Damaged(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
+        if self.work.shard:
+            raise ValueError(f"{path} is whole, and this run is divided; begin with its weights.pt and --start")
+        self._take_up(saved, path)
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
+
+    def _take_up(self, facts, path):
+        """The plain values of a checkpoint, if they are of this run."""
+        for name, value in self.identity().items():
+            if facts[name] != value:
+                raise ValueError(f"{path} is of a run with another {name}; give the same options, or another --out")
+        self.step, self.seconds, self.lost, self.since, self.place = (
+            facts[name] for name in ("step", "seconds", "lost", "since", "data"))
+        self.by_time.sums = torch.tensor(facts["by_time"], dtype=torch.float64)
+
+    def _divided(self):
+        """The tensors of a checkpoint as torch.distributed.checkpoint takes and fills them, each process its piece."""
+        _, state_dicts = for_pieces()
+        model, optimizer = state_dicts.get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer, "ema": state_dicts.get_model_state_dict(self.ema)}
+
+    def _save_shards(self, path, facts):
+        """Each process writes its pieces into one folder, which gets its name when all are done."""
+        partial = path.with_name(path.name + ".tmp")
+        if team()[0] == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        wait_for_all()
+        dcp, _ = for_pieces()
+        dcp.save(self._divided(), checkpoint_id=partial, no_dist=not dist.is_initialized())
+        if team()[0] == 0:
+            with unet.whole_file(partial / "run.json") as file:
+                file.write_text(json.dumps(facts))
+            shutil.rmtree(path, ignore_errors=True)   # the same step, made again after a stop
+            os.replace(partial, path)
+        wait_for_all()
+
+    def _resume_shards(self, path):
+        """Pieces find their way into any number of processes, into a single one too."""
+        dcp, state_dicts = for_pieces()
+        try:
+            facts, saved = json.loads((path / "run.json").read_text()), self._divided()
+            with warnings.catch_warnings():     # torch thinks it worth saying that there is one process
+                warnings.simplefilter("ignore")
+                dcp.load(saved, checkpoint_id=path, no_dist=not dist.is_initialized())
+        except (OSError, KeyError, ValueError, AssertionError, dcp.api.CheckpointException) as e:
+            raise Damaged(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
+        self._take_up(facts, path)
+        state_dicts.set_state_dict(self.model, self.optimizer, model_state_dict=saved["model"],
+                                   optim_state_dict=saved["optimizer"])
+        state_dicts.set_model_state_dict(self.ema, saved["ema"])
+
+    def average(self):
+        """The averaged weights as one ordinary network on the CPU; None but in the first process. All must ask."""
+        whole = self.ema.state_dict()
+        if self.work.shard:
+            _, state_dicts = for_pieces()
+            whole = state_dicts.get_model_state_dict(
+                self.ema, options=state_dicts.StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if team()[0] != 0:
+            return None
+        with torch.device("meta"):
+            network = self.network(self.preset.network)
+        network.load_state_dict({name: value.cpu() for name, value in whole.items()}, assign=True)
+        return network.eval()
+
+
+def join_states(states):
+    return states
+
+
+def for_pieces():
+    """torch's tools for networks in pieces. To import them takes a second, which nobody else should have to wait."""
+    import torch.distributed.checkpoint as dcp
+    import torch.distributed.checkpoint.state_dict as state_dicts
+    return dcp, state_dicts
+
+
+PATIENCE = 10   # steps in a row that may have no finite loss
+
+
+class Damaged(ValueError):
+    """A file that is no checkpoint, or no longer one: an older one may take its place."""
+
+
+def in_parts(examples, parts):
+    """A dictionary of tensors [B, …] as `parts` dictionaries of [B/parts, …]."""
+    pieces = {name: value.chunk(parts) for name, value in examples.items()}
+    return ({name: value[i] for name, value in pieces.items()} for i in range(parts))
+
+
+def mean_over_all(value, device):
+    """The mean of a number over the processes."""
+    if team()[1] == 1:
+        return value
+    value = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(value)
+    return value.item() / team()[1]
+
+
+def wait_for_all():
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def work_is_shared(tensor):
+    """Whether a tensor lies in pieces in several processes."""
+    return hasattr(tensor, "full_tensor")
 
 
 class Trainer(Run):
@@ -435,27 +734,45 @@ class Trainer(Run):
     def __init__(self, preset, **options):
         super().__init__(preset, **options)
         self.weights = loss_weights(self.process, preset.train.weighting)
-        self.denoiser = upsample.denoiser_of(in_bf16(self.model, self.device), preset.network, preset.diffusion)
+        self.denoiser = self.denoiser_of(self.answer)
 
-    def losses(self, seed):
-        """One batch's losses, [B]: a caption, a timestep and noise for each picture, then the loss of 04."""
-        config = self.preset.train
-        x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed,
-                               plain=plain_share(self.step, config))
-        g = torch.Generator().manual_seed(seed)
-        t = draw_timesteps(len(x0), config.noisy, len(self.process.timesteps), g)
-        noise = torch.randn(x0.shape, generator=g)
+    def denoiser_of(self, network):
+        """A network of this preset as a denoiser, in the precision of this run."""
+        network = in_bf16(network, self.device, self.work.bf16)
+        return upsample.denoiser_of(network, self.preset.network, self.preset.diffusion)
+
+    def examples(self):
+        """This process's share of the step's batch: pictures x0, timesteps t and noise, each [B, …], and the conditioning.
+        A caption, a timestep and noise for each picture."""
+        config, seed = self.preset.train, self.batch_seed()
+        if self.pictures is None:
+            x0, cond = world_batch(self.preset, self.tok, batch=config.batch, difficulty=self.difficulty, seed=seed,
+                                   plain=plain_share(self.step, config), mine=self.mine)
+        else:
+            x0, cond = conditioned(self.preset, self.tok, *self.read(), seed=seed, mine=self.mine)
+        g, mine = torch.Generator().manual_seed(seed), list(self.mine)
+        t = draw_timesteps(config.batch, config.noisy, len(self.process.timesteps), g)[mine]
         # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once. A mask that is
         # False everywhere *is* the empty caption (02), so no token has to be changed.   [Ho & Salimans, alg. 1]
-        cond["mask"] &= torch.rand(len(x0), 1, generator=g) >= config.drop
-        x0, noise = x0.to(self.device), noise.to(self.device)
-        cond = {name: value.to(self.device) for name, value in cond.items()}
+        cond["mask"] &= torch.rand(config.batch, 1, generator=g)[mine] >= config.drop
+        return {"x0": x0, "t": t, "noise": diffusion.gaussian(x0, [torch_dice("noise", seed, i) for i in mine]), **cond}
 
-        return self.process.loss(self.denoiser, x0, t, noise, weights=self.weights, **cond)
+    def losses(self, examples):
+        """The loss (04) of each example, [B]."""
+        t = examples.pop("t")     # stays where it is: the tables of 04 are looked up there
+        cond = {name: value.to(self.device, non_blocking=True) for name, value in examples.items()}
+        x0, noise = cond.pop("x0"), cond.pop("noise")
+        loss = self.process.loss(self.denoiser, x0, t, noise, weights=self.weights, **cond)
+        self.by_time.add(t, loss.detach())
+        return loss
 
     def show(self, out):
-        """How far it has come, as a picture in `out`. -> what the weights shall remember of it"""
-        sample_grid(self, out / "samples.png")
+        """How far it has come, as pictures in `out`. -> what the weights shall remember of it"""
+        if self.work.shard or team()[0] == 0:      # a divided network draws with the help of all
+            sample_grid(self, out / "samples.png")
+            put_away(self.ema)
+        if team()[0] == 0:
+            save_by_time(self.by_time, out / "timesteps.png", title=f"after {self.step} steps")
         return {}
 
 
@@ -475,24 +792,68 @@ class CLIPTrainer(Run):
 
     network = guidance.NoisedCLIP
 
-    def losses(self, seed):
-        """One batch's losses, [B]."""
-        preset, g = self.preset, torch.Generator().manual_seed(seed)
-        pictures, captions, shown = diffusion.world_pictures(preset.train.batch, seed, self.difficulty)
-        x0 = diffusion.reduce(pictures, preset.size)
-        t = torch.randint(len(self.process.timesteps), (len(x0),), generator=g)
-        x_t = self.process.q_sample(x0, t, torch.randn(x0.shape, generator=g)).to(self.device)
-        words = guidance.encode_clip(captions, self.tok, preset.network.text.context, self.device)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=has_fast_bf16(self.device)):
-            images, texts = self.model.image(x_t, t.to(self.device)), self.model.text(**words)
-        fits = true_of(map(tokenizer.Scene.parse, captions), shown)
-        return contrastive_loss(images.float(), texts.float(), fits.to(self.device))
+    def __init__(self, preset, **options):
+        super().__init__(preset, **options)
+        if self.work.parts > 1:
+            raise ValueError("a CLIP compares every picture of a batch with every caption of it: --parts must be 1")
+
+    def examples(self):
+        """This process's share of the batch: noised pictures x_t, t, tokens and lengths; and `fits`, the whole batch's."""
+        config, seed, mine = self.preset.train, self.batch_seed(), list(self.mine)
+        if self.pictures is None:
+            pictures, captions, shown = diffusion.world_pictures(config.batch, seed, self.difficulty)
+            fits = true_of(map(tokenizer.Scene.parse, captions), shown)
+            pictures, captions = pictures[mine], [captions[i] for i in mine]
+        else:
+            pictures, captions = self.read()
+            said = captions_of_all(captions)
+            fits = torch.tensor([[one == other for other in said] for one in said])
+        x0 = diffusion.reduce(pictures, self.preset.size)
+        t = torch.randint(len(self.process.timesteps), (config.batch,), generator=torch_dice("t", seed))[mine]
+        noise = diffusion.gaussian(x0, [torch_dice("noise", seed, i) for i in mine])
+        words = guidance.encode_clip(captions, self.tok, self.preset.network.text.context)
+        return {"x": self.process.q_sample(x0, t, noise), "t": t, **words, "fits": fits}
+
+    def losses(self, examples):
+        """The losses of the whole batch, [B]: each process knows all the answers, and has a gradient for its own."""
+        given = {name: value.to(self.device) for name, value in examples.items()}
+        fits = given.pop("fits")
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=wants_bf16(self.work)):
+            images, texts = self.answer(**given)
+        return contrastive_loss(of_all(images.float()), of_all(texts.float()), fits)
 
     def show(self, out):
         """Trainer's, for captions found among others instead of samples."""
+        if self.pictures is not None:
+            return {}                # the examination knows the truth of the little world's captions only
         rates = matching(self.ema.eval(), self.tok, self.process, difficulty=self.difficulty)
-        save_matching(rates, out / "matching.png", title=f"after {self.step} steps")
+        put_away(self.ema)
+        if team()[0] == 0:
+            save_matching(rates, out / "matching.png", title=f"after {self.step} steps")
         return {"matching": rates}
+
+
+def of_all(own):
+    """Vectors [n, E] of every process, together [B, E] in the batch's order. Only one's own carry a gradient."""
+    rank, size = team()
+    if size == 1:
+        return own
+    vectors = [torch.empty_like(own) for _ in range(size)]
+    dist.all_gather(vectors, own.detach().contiguous())
+    # Every process has the whole loss and a gradient for its own vectors, all of which add up to the whole gradient.
+    # But gradients will be averaged, not summed: so each is made `size` times as large, and its value left as it is.
+    vectors[rank] = size * own - (size - 1) * own.detach()
+    return torch.stack(vectors, dim=1).flatten(0, 1)     # example i of process r has place i·size + r in the batch
+
+
+def captions_of_all(own):
+    """The same for strings."""
+    rank, size = team()
+    if size == 1:
+        return own
+    captions = [None] * size
+    dist.all_gather_object(captions, own)
+    return [caption for row in zip(*captions) for caption in row]
 
 
 def true_of(captions, pictures):
@@ -1045,7 +1406,7 @@ def print_memory(plan, unit, name):
     for way, kept in plan.kept.items():
         sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
         row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
-    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}, which is --parts {plan.part // n}")
 
 
 def print_work(plan):
@@ -1088,12 +1449,12 @@ SHOWN = ("a large red heart", "a small blue star on a white background", "a gree
 def sample_grid(trainer, path):
     """Draw a few fixed captions with the averaged weights: how far the model has come."""
     preset = trainer.preset
-    model = upsample.denoiser_of(in_bf16(trainer.ema.eval(), trainer.device), preset.network, preset.diffusion)
+    model = trainer.denoiser_of(trainer.ema.eval())
     cond = guidance.encode(SHOWN, trainer.tok, preset.network.text.context, trainer.device)
     g, captions = torch.Generator().manual_seed(0), SHOWN
     pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
     if preset.inpaints:
-        known = known_part(preset, diffusion.reduce(pictures, preset.size), 0)
+        known = known_part(preset, diffusion.reduce(pictures, preset.size), range(len(SHOWN)))
         cond |= {name: value.to(trainer.device) for name, value in known.items()}
     if preset.enlarges:
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
@@ -1143,6 +1504,9 @@ def save_curve(log, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    log = [entry for entry in log if entry["loss"] is not None]     # steps that were left out leave a gap
+    if not log:
+        return
     losses = torch.tensor([entry["loss"] for entry in log], dtype=torch.float64)
     steps = [entry["step"] for entry in log]
     window = max(1, min(25, len(losses) // 4))
@@ -1174,6 +1538,44 @@ def save_matching(rates, path, *, title=""):
     figure.savefig(path, dpi=110)
 
 
+def save_by_time(by_time, path, *, title=""):
+    """What each stretch of timesteps costs: two panels, the loss and its share in the whole.
+
+    At the clean end the noise is hard to see, so the loss is large there in every network; what falls in the
+    course of a run is the noisy half, where the picture has to be understood.
+    """
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    ax, (t, mean) = figure.subplots(), by_time.means()
+    ax.bar(t, mean, width=0.9 * by_time.width, color="tab:blue")
+    ax.set(xlabel="timestep: how noisy the picture is", ylabel="loss, as it is weighted", yscale="log",
+           title=f"the loss by timestep, {title}")
+    ax.grid(alpha=0.3, axis="y")
+    figure.savefig(path, dpi=110)
+
+
+class LossByTime:
+    """The recent losses of equal stretches of timesteps: older steps count ever less, half as much after 140."""
+
+    def __init__(self, steps, stretches=20):
+        self.width, self.sums = steps / stretches, torch.zeros(2, stretches, dtype=torch.float64)
+
+    def add(self, t, loss):
+        """t [B] and the losses [B] of one step, or of a part of one. What is no finite number is passed over: it would
+        be in the sums for ever."""
+        loss = loss.double().cpu()
+        known = loss.isfinite()
+        place = (t.cpu()[known] / self.width).long()
+        now = torch.stack([loss[known], torch.ones(len(place), dtype=torch.float64)])
+        self.sums = self.sums.mul(0.995).index_add(1, place, now)
+
+    def means(self):
+        """The middles of the stretches that have been met, and their mean losses."""
+        met = self.sums[1] > 0
+        middles = (torch.arange(len(met)) + 0.5) * self.width
+        return middles[met].numpy(), (self.sums[0] / self.sums[1])[met].numpy()
+
+
 class Progress:
     """One line that says where a run is, rewritten in place on a terminal and printed now and then elsewhere."""
 
@@ -1189,59 +1591,269 @@ class Progress:
             return
         self.last, rate = now, (step - self.first) / max(1e-9, now - self.start)
         left = (self.total - step) / rate
-        line = (f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second"
-                f"  {int(left // 60)}:{int(left % 60):02d} left")
-        print(f"\r{line:<90}" if live else line, end="\n" if final or not live else "", flush=True)
+        line = f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second  {duration(left)} left"
+        if live:    # as wide as the terminal and no wider: a line that wraps cannot be written over
+            width = shutil.get_terminal_size((100, 24)).columns - 1
+            line = f"\r{line[:width]:<{width}}"
+        print(line, end="\n" if final or not live else "", flush=True)
 
 
-def train(preset, out, *, difficulty="single", seed=0, device="cpu", start=None, resume=False, save_every=200,
+def say(text):
+    """A message on a line of its own, from one process: on a terminal the line of progress stands there, unfinished."""
+    if team()[0] == 0:
+        print(("\n" if sys.stdout.isatty() else "") + text, file=sys.stderr, flush=True)
+
+
+def duration(seconds):
+    """Seconds as a person says them: 3:20 (minutes), 5 h 02, 12 d 07 h."""
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes}:{int(seconds % 60):02d}"
+    return f"{minutes // 60} h {minutes % 60:02d}" if minutes < 2880 else f"{minutes // 1440} d {minutes // 60 % 24:02d} h"
+
+
+class Journal:
+    """What is written down of a run: the line of progress, log.jsonl, a line a step, and the losses for the curve.
+
+    A run of millions of steps keeps one line in so many that there are a few thousand, each the mean of its steps.
+    Losses that were no finite number are not in the mean, for JSON has no word for them; a line without any says null.
+    """
+
+    def __init__(self, trainer, out):
+        self.steps, self.batch = trainer.preset.train.steps, trainer.preset.train.batch
+        self.every, self.progress = max(1, self.steps // 5000), Progress(self.steps, "pictures")
+        self.path, self.file = out / "log.jsonl", None
+        # The log may be ahead of the checkpoint: those steps will be made again
+        self.lines = [line for line in read_log(self.path) if line["step"] <= trainer.step] if trainer.step else []
+        self.begin()
+
+    def begin(self):
+        """Write all that is known, whole or not at all, and go on behind it. Line by line, without a buffer: whoever
+        watches sees each at once, and a kill takes none that a checkpoint knows of."""
+        if team()[0] == 0:      # one process writes for all
+            with unet.whole_file(self.path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            self.file = open(self.path, "ab", buffering=0)
+
+    def tell(self, trainer, loss):
+        """Of one step that was made."""
+        trainer.since.append(loss)
+        if trainer.step % self.every == 0 or trainer.step == self.steps:
+            mean, norm = finite_mean(trainer.since), finite_mean([trainer.norm])
+            self.write({"step": trainer.step, "loss": mean, "norm": norm,
+                        "rate": trainer.optimizer.param_groups[-1]["lr"], **trainer.counts()})
+            trainer.since = []
+        if team()[0] == 0:
+            # One loss jumps about too much to be read
+            recent = finite_mean([line["loss"] for line in self.lines[-50:]] or [loss])
+            text = "no finite loss" if recent is None else f"loss {recent:.4f}"
+            self.progress.show(trainer.step, self.batch, text + trainer.remark(), final=trainer.step == self.steps)
+
+    def write(self, line):
+        """Add a line. A log that cannot be written is no reason to stop: it is said, and tried again with every
+        checkpoint, from the first line on."""
+        self.lines.append(line)
+        data = (json.dumps(line) + "\n").encode()
+        try:
+            if self.file and self.file.write(data) < len(data):
+                raise OSError(f"{self.path}: only a part of a line could be written")
+        except OSError as e:
+            self.close()
+            say(f"no log after step {line['step'] - self.every}: {e}; the run goes on")
+
+    def mend(self):
+        """Try again what `write` could not."""
+        try:
+            if self.file is None:
+                self.begin()
+        except OSError:
+            pass            # that has been said
+
+    def close(self):
+        if self.file:
+            self.file.close()
+        self.file = None
+
+
+def read_log(path):
+    """The lines of a log.jsonl, [] if there is none. A power cut may have left half a line at its end."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def finite_mean(values):
+    """The mean of those numbers that are finite; None if none is."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+@contextmanager
+def asked_to_stop():
+    """Ctrl-C and SIGTERM, which computing centres send before they take a machine away, do not stop a step half-way.
+    Yields a list that is empty until one of them came. A second Ctrl-C leaves at once, without saving. A SIGTERM after
+    another or after Ctrl-C does not: torchrun passes both on, and who asks in two ways still asks for the same."""
+    asked = []
+
+    def ask(number, frame):
+        if number == signal.SIGINT and signal.SIGINT in asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+    old = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, ask)
+    except ValueError:   # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def checkpoints(out, until=math.inf):
+    """The whole checkpoints in a run's folder, up to a step, the newest last."""
+    found = [path for path in out.glob("checkpoint-*") if step_of(path) is not None and step_of(path) <= until]
+    return sorted(found, key=step_of)
+
+
+def step_of(path):
+    """The step in a checkpoint's name; None for other files."""
+    named = re.fullmatch(r"checkpoint-(\d+)\.(pt|shards)", path.name)
+    return int(named[1]) if named else None
+
+
+def save_checkpoint(trainer, out):
+    """Write one and remove those that are too many. A full disk is said and the run goes on: it tries again at the next
+    one, and the last that was written stays.
+
+    None is written while steps are being left out: should the weights turn out to be ill, those from before must not
+    have been pushed out. Nor is one that is ahead of the run counted or removed: it is damaged, or the run would be
+    there.
+    """
+    if trainer.ill:
+        return
+    try:
+        trainer.save(out / f"checkpoint-{trainer.step:07d}.pt")
+    except OSError as e:
+        return say(f"no checkpoint at step {trainer.step}: {e}; those before stay")
+    if team()[0] == 0:
+        for old in checkpoints(out, until=trainer.step)[:-trainer.work.keep]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def show(trainer, out):
+    """The pictures of a run on its way. It does not end because they cannot be written."""
+    try:
+        trainer.show(out)
+    except OSError as e:
+        say(f"no pictures of step {trainer.step}: {e}; the run goes on")
+
+
+def go_on(trainer, out):
+    """Resume from the newest checkpoint that can be read; an older one takes a damaged one's place, and it is said."""
+    found = checkpoints(out)
+    for path in reversed(found):
+        try:
+            return trainer.resume(path)
+        except Damaged as e:
+            if path == found[0]:
+                raise
+            say(f"{e}; going on from the one before")
+
+
+def begin_in(out, resume):
+    """Make a run's folder ready, and clear away what a process that was killed has left half-written in it. ValueError
+    for a run that would be written over, FileNotFoundError if there is none to go on with."""
+    if resume and not checkpoints(out):
+        raise FileNotFoundError(f"no checkpoint in {out}; leave --resume out to begin a run")
+    if not resume and checkpoints(out):
+        raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
+    out.mkdir(parents=True, exist_ok=True)
+    if team()[0] == 0:
+        for left in [*out.glob("checkpoint-*.tmp"), out / "weights.pt.tmp", out / "log.jsonl.tmp"]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def stopped(trainer, out):
+    """Leave a run before its end, with a line that says how to go on."""
+    saved, how = checkpoints(out, until=trainer.step), "nothing could be saved"
+    if saved:
+        how = f"the same command with --resume goes on from step {step_of(saved[-1])}"
+    say(f"stopped after {trainer.step} steps; {how}")
+    raise SystemExit(1)
+
+
+def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=None, tok=None, start=None, resume=False,
           facts=None):
     """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png (of a
-    CLIP matching.png), loss.png, log.jsonl and checkpoint.pt, from which resume=True goes on. -> the path of weights.pt
+    CLIP matching.png), loss.png, timesteps.png, log.jsonl and the last checkpoints, from which resume=True goes on.
+    -> the path of weights.pt
 
-    start is a weight file to begin with instead of random weights, see `Trainer.start_from`. Ctrl-C saves a checkpoint
-    and leaves.
+    difficulty, pictures, tok, seed and work are as for `Run`; start is a weight file to begin with instead of random
+    weights, see `Run.start_from`. Ctrl-C and SIGTERM end the step, save a checkpoint and leave. Under torchrun all
+    processes call this together.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    begin_in(out, resume)
     kind = CLIPTrainer if isinstance(preset.network, guidance.CLIPConfig) else Trainer
-    trainer, log = kind(preset, difficulty=difficulty, seed=seed, device=device), []
+    trainer = kind(preset, difficulty=difficulty, seed=seed, work=work, pictures=pictures, tok=tok)
+    beside = brought(preset, start, out)
     if start is not None:
         trainer.start_from(start)
     if resume:
-        trainer.resume(out / "checkpoint.pt")
-        # The log may be ahead of the checkpoint: those steps will be made again, so their lines go
-        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][:trainer.step]
-    config, progress = preset.train, Progress(preset.train.steps, "pictures")
-    try:
-        with open(out / "log.jsonl", "w") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in log)
-            while trainer.step < config.steps:
-                start = time.time()
-                log.append({"step": trainer.step + 1, "loss": trainer.advance()})
-                trainer.seconds += time.time() - start
-                file.write(json.dumps(log[-1]) + "\n")
-                progress.show(trainer.step, config.batch, f"loss {mean_loss(log):.4f}",
-                              final=trainer.step == config.steps)
-                if trainer.step % save_every == 0 and trainer.step < config.steps:
-                    file.flush()
-                    trainer.save(out / "checkpoint.pt")
-                    trainer.show(out)
-    except KeyboardInterrupt:
-        trainer.save(out / "checkpoint.pt")
-        raise SystemExit(f"\nstopped after {trainer.step} steps; the same command with --resume goes on") from None
-    trainer.save(out / "checkpoint.pt")
-    save_curve(log, out / "loss.png")
-    unet.save_weights(out / "weights.pt", trainer.ema, size=preset.size, diffusion=asdict(preset.diffusion),
-                      tokenizer=trainer.tok.merges, difficulty=difficulty, **trainer.show(out),
-                      made={"steps": trainer.step, "seed": seed, "minutes": round(trainer.seconds / 60, 1),
-                            "torch": str(torch.__version__), **(facts or {})})
+        go_on(trainer, out)
+    steps = preset.train.steps
+    with asked_to_stop() as asked, closing(Journal(trainer, out)) as journal:
+        while trainer.step < steps and not mean_over_all(len(asked), work.device):
+            begin = time.time()
+            loss = trainer.advance()
+            trainer.seconds += time.time() - begin
+            journal.tell(trainer, loss)
+            if trainer.step % work.save_every == 0 and trainer.step < steps:
+                save_checkpoint(trainer, out)
+                journal.mend()
+                show(trainer, out)
+        save_checkpoint(trainer, out)
+        journal.mend()
+    if trainer.step < steps:
+        stopped(trainer, out)
+    return save_results(trainer, out, journal, beside=beside, facts=facts or {})
+
+
+def save_results(trainer, out, journal, *, beside, facts):
+    """What a finished run leaves beside its checkpoints. -> the path of weights.pt"""
+    shown, average, preset = trainer.show(out), trainer.average(), trainer.preset
+    if average is not None:
+        save_curve(journal.lines, out / "loss.png")
+        unet.save_weights(out / "weights.pt", average, beside=beside, size=preset.size,
+                          diffusion=asdict(preset.diffusion), tokenizer=trainer.tok.merges, difficulty=trainer.difficulty, **shown,
+                          made={"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
+                                "torch": str(torch.__version__), **facts})
+    wait_for_all()
     return out / "weights.pt"
 
 
-def mean_loss(log, window=50):
-    """Of the last steps: one batch's loss jumps about too much to be read."""
-    recent = [entry["loss"] for entry in log[-window:]]
-    return sum(recent) / len(recent)
+def brought(preset, start, out):
+    """One of STARTS, copied to `out` so that weights with frozen parts can leave out what they have in common with it.
+    -> the copy; None where the weights shall be whole
+
+    Whoever puts weights.pt beside the original, in lessons/weights, need not take the copy along. Weights that began
+    elsewhere are whole: nobody knows where their first ones will lie tomorrow.
+    """
+    own = [path.resolve() for path in STARTS.values()]
+    if not (preset.train.freeze and preset.inpaints and start is not None and Path(start).resolve() in own):
+        return None
+    copy, content = out / Path(start).name, Path(start).read_bytes()
+    if not copy.exists() and team()[0] == 0:
+        with unet.whole_file(copy) as partial:
+            partial.write_bytes(content)
+    wait_for_all()
+    return copy if copy.read_bytes() == content else None
 
 
 def save_judge(path, *, size, steps, seed, facts):
@@ -1271,7 +1883,10 @@ def arguments(argv=None):
         help="single things, or all the language says (default: what --start was trained on, else single)")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
-    add("--lr", type=float, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
+    add("--lr", type=rate, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
+    add("--freeze", nargs="*", metavar="PART",
+        help="parts of the network that stay as they begin: text, pool, time, enter, down, middle, up, leave; unet is"
+             " all but text; --freeze alone is none (default: the preset's)")
     add("--crop", type=int, choices=(32, 64), help="pixels of the upsampler's training squares (default: 32)")
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
     add("--seed", type=seed, default=0)
@@ -1279,17 +1894,40 @@ def arguments(argv=None):
     add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones; to"
                                    " inpaint, lessons/weights' base.pt or upsampler.pt, which get more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
-    add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
-    add("--recompute", action="store_true", help="of every block keep its input only, and compute the rest again:"
-                                                 " less memory, a third more time")
-    add("--plan", action="store_true", help="print what the run would take, in bytes and days, and leave")
-    add("--gpus", type=positive, help="of a plan (default: 1)")
-    add("--per-gpu", type=positive, help="of a plan: pictures at a time on each (default: as many as fit)")
-    add("--memory", type=above_zero, help="of a plan: GB of each GPU (default: 80)")
-    add("--peak", type=above_zero, help="of a plan: TFLOP/s of each GPU (default: 990, an H100's or H200's in bf16)")
-    add("--share", type=above_zero, help="of a plan: how much of that is reached, up to 1 (default: 0.4)")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    sums = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for rounding")
+    add = sums.add_argument
+    add("--parts", type=positive, default=1, help="a batch goes through in so many parts: less memory")
+    add("--recompute", action="store_true", help="compute activations again on the way back: less memory, a third slower")
+    add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
+    add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
+    add("--save-every", type=positive, default=200, help="steps between two checkpoints")
+    add("--keep", type=positive, default=2, help="how many checkpoints stay")
+    bill = parser.add_argument_group("a plan before the bill")
+    add = bill.add_argument
+    add("--plan", action="store_true", help="print what the run would take, in bytes, FLOP and days, and leave")
+    add("--preset", choices=tuple(PRESETS), default="tiny", help="how large a model (default: tiny)")
+    add("--gpus", type=positive, help="how many (default: 1)")
+    add("--per-gpu", type=positive, help="pictures at a time on each (default: as many as fit)")
+    add("--memory", type=rate, help="GB of each GPU (default: 80)")
+    add("--peak", type=rate, help="TFLOP/s of each GPU (default: 990, an H100's or H200's in dense bf16)")
+    add("--share", type=rate, help="how much of its peak is reached, up to 1 (default: 0.4)")
     return parser.parse_args(argv)
+
+
+def work_of(args):
+    """The options of that group as a Work. Under torchrun: this process joins the others, on a GPU of its own."""
+    device = args.device
+    if "RANK" in os.environ:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    elif args.shard:
+        raise ValueError("--shard divides a network among processes; start them with: torchrun --nproc-per-node 8 08_train.py …")
+    bf16 = None if args.dtype is None else args.dtype == "bfloat16"
+    return Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, args.save_every, args.keep)
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
@@ -1305,14 +1943,15 @@ def positive(text):
     return int(text)
 
 
-def above_zero(text):
-    """A number above 0, and not infinite."""
+def rate(text):
+    """A number above 0."""
     try:
-        if 0 < float(text) < math.inf:
-            return float(text)
+        value = float(text)
     except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def seed(text):
@@ -1333,37 +1972,67 @@ def device(text):
 
 def main(argv=None):
     """One model, trained as the command line says. What a person can mend ends in one line and exit status 2."""
-    args = arguments(argv)
-    out = args.out or OUTPUTS / f"train-{args.model}"
-    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
-            if name not in ("model", "out", "resume") and value != arguments([args.model]).__dict__[name]}
-    facts = {"command": " ".join(["python 08_train.py", args.model, *(f"--{k} {v}" for k, v in said.items())])}
     try:
-        check_options(args, said, out)
-        if args.plan:
-            show_plan(args)
-            return
-        out.mkdir(parents=True, exist_ok=True)
-        if args.model == "judge":
-            save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
-            return
-        preset = PRESETS["tiny"][args.model]
-        start = args.start or STARTS.get(args.model)
-        world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
-        options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
-        options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
-        preset = replace(preset, train=replace(preset.train, **options))
-        weights = train(preset, out, difficulty=world, seed=args.seed, device=args.device,
-                        start=start, resume=args.resume, facts=facts)
-        if args.model == "clip":
-            print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
-            print_rates(unet.read_weights(weights)["matching"])
-            print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
-                  ' python 09_sample.py "a red heart" --guide clip')
-            return
-        print(f"wrote {weights}, samples.png, loss.png, log.jsonl\nNext: python 09_sample.py --weights {out}")
+        return command(arguments(argv))
     except (OSError, ValueError) as e:
         sys.exit(refuse(e))
+    except KeyboardInterrupt:       # before the first step, after the last, or for the second time
+        say("stopped at once; nothing was saved but what is in the folder")
+        sys.exit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def command(args):
+    """What the command line asks for, done."""
+    out = args.out or OUTPUTS / f"train-{args.model}"
+    said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
+            if name not in ("model", "out", "resume") and value != vars(arguments([args.model]))[name]}
+    facts = {"command": " ".join(["python 08_train.py", args.model, *map(option, said.items())])}
+    check_options(args, said, out)
+    if args.plan:
+        return show_plan(args)
+    if args.model == "judge":
+        out.mkdir(parents=True, exist_ok=True)      # what cannot be made is refused now, not in two minutes
+        save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
+        return
+    work, start = work_of(args), args.start or STARTS.get(args.model)
+    preset, world = chosen(args, start)
+    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, start=start, resume=args.resume, facts=facts)
+    if team()[0] == 0:
+        tell_what_comes_next(args.model, weights)
+
+
+def chosen(args, start):
+    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise."""
+    preset = PRESETS["tiny"][args.model]
+    world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
+    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
+    options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+    if args.freeze is not None:
+        options["freeze"] = frozen_parts(args.freeze, preset)
+    return replace(preset, train=replace(preset.train, **options)), world
+
+
+def tell_what_comes_next(model, weights):
+    """The last lines of a run."""
+    if model == "clip":
+        print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
+        print_rates(unet.read_weights(weights)["matching"])
+        print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
+              ' python 09_sample.py "a red heart" --guide clip')
+        return
+    print(f"wrote {weights}, samples.png, loss.png, timesteps.png, log.jsonl\nNext: to draw with it, copy weights.pt to"
+          f" lessons/weights, or to another folder\nwith copies of the rest there, as {model}.pt:"
+          " python 09_sample.py --weights FOLDER")
+
+
+def option(item):
+    """A name and its value as they are typed."""
+    name, value = item
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    return " ".join(["--" + name.replace("_", "-"), *map(str, values)])
 
 
 # What a plan depends on; the last five are of a plan only
@@ -1380,31 +2049,60 @@ def show_plan(args):
     print_plan(plan, f"{args.preset} {args.model}")
 
 
-def check_options(args, said, out):
-    """Raises ValueError for options that would be passed over in silence, and for a run that would be written over."""
+def check_plan(args, said):
+    """`check_options` for what concerns plans."""
     for name in [*said, *(name for name in ("out", "resume") if getattr(args, name))]:
+        shown = "--" + name.replace("_", "-")
         if args.plan and name not in PLANNED:
-            raise ValueError(f"--{name} changes nothing in a plan; leave it out")
-        if not args.plan and name in ("preset", "recompute", *PLANNED[-5:]):
-            raise ValueError(f"--{name.replace('_', '-')} is for --plan; give both, or leave it out")
-    pointless = {"judge": ("world", "batch", "lr", "crop", "start"), "base": ("size", "crop"), "clip": ("size", "crop"),
-                 "inpaint": ("size", "crop")}
-    for name in said:
-        if name in pointless.get(args.model, ("size",)):
-            raise ValueError(f"--{name} means nothing for the {args.model}; leave it out")
-    if (args.share or 0) > 1:
-        raise ValueError("--share is a part of the peak, at most 1")
+            raise ValueError(f"{shown} changes nothing in a plan; leave it out")
+        if not args.plan and name in ("preset", *PLANNED[-5:]):
+            raise ValueError(f"{shown} is for a plan; add --plan, or leave it out")
     if args.plan and args.model == "judge":
         raise ValueError("a judge is trained in minutes, and no plan is needed; leave --plan out")
+    if (args.share or 0) > 1:
+        raise ValueError("--share is a part of the peak, at most 1")
+
+
+def check_options(args, said, out):
+    """Raises ValueError for options that would be passed over in silence, or that nothing can be done with."""
+    check_plan(args, said)
+    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep")
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", *sums), "base": ("size", "crop"),
+                 "clip": ("size", "crop"), "inpaint": ("size", "crop")}
+    for name in said:
+        if name in pointless.get(args.model, ("size",)):
+            raise ValueError(f"--{name.replace('_', '-')} means nothing for the {args.model}; leave it out")
+    if args.freeze:
+        frozen_parts(args.freeze, PRESETS["tiny"][args.model])
+        if args.start is None and args.model not in STARTS:
+            raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
-    if not args.resume and not args.plan and (out / "checkpoint.pt").exists():
-        raise ValueError(f"{out} holds a run already; --resume goes on with it, another --out begins a new one")
+    if args.compile and args.compile not in (backends := torch.compiler.list_backends(())):
+        raise ValueError(f"--compile {args.compile}: no such backend; there are {', '.join(backends)}")
+
+
+def frozen_parts(names, preset):
+    """What --freeze names, as parts of a preset's network in their order. ValueError if it lacks one, or if none is
+    left to learn."""
+    with torch.device("meta"):   # names without weights
+        kind = guidance.NoisedCLIP if isinstance(preset.network, guidance.CLIPConfig) else unet.UNet
+        parts = [name for name, _ in kind(preset.network).named_children()]
+    groups = {name: [name] for name in parts}
+    if "text" in parts:
+        groups["unet"] = [name for name in parts if name != "text"]
+    if unknown := [name for name in names if name not in groups]:
+        raise ValueError(f"--freeze {unknown[0]}: the network has no such part; it has {', '.join(groups)}")
+    frozen = {part for name in names for part in groups[name]}
+    if frozen == set(parts):
+        raise ValueError(f"--freeze {' '.join(names)} leaves nothing to learn")
+    return tuple(part for part in parts if part in frozen)
 
 
 def refuse(error):
-    """One line for what cannot be done; exit status 2."""
-    print(f"08_train.py: {error}", file=sys.stderr)
+    """One line for what cannot be done, whatever the number of processes; exit status 2."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"08_train.py: {error}", file=sys.stderr)
     return 2
 
 

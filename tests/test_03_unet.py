@@ -169,7 +169,74 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "text", "empty", "foreign"])
+@pytest.fixture
+def two_files(tmp_path):
+    """A network, and another that differs from it in one part only, each in its file: (the other, the two paths)."""
+    network, first, second = random_unet(), tmp_path / "first.pt", tmp_path / "second.pt"
+    unet.save_weights(first, network, note="first")
+    torch.nn.init.normal_(network.middle[0].block.conv1.weight)
+    unet.save_weights(second, network, beside=first, note="second")
+    return network, first, second
+
+
+def test_a_file_beside_another_holds_only_what_is_its_own(two_files):
+    network, first, second = two_files
+    again = unet.UNet.load(second).state_dict()
+    assert all(torch.equal(value.half().float(), again[name]) for name, value in network.state_dict().items())
+    assert unet.read_weights(second)["note"] == "second", "of the other file only tensors are taken"
+    assert list(unet.read_file(second)["weights"]) == ["middle.0.block.conv1.weight"], "the rest is not said twice"
+    assert second.stat().st_size < 0.5 * first.stat().st_size
+
+
+def test_a_file_read_is_whole_and_can_be_written_elsewhere(two_files, tmp_path):
+    saved = unet.read_weights(two_files[2])
+    unet.save_weights(tmp_path / "new" / "third.pt", unet.UNet.out_of(saved, "second.pt"), note=saved["note"])
+    assert saved.keys() == unet.read_weights(tmp_path / "new" / "third.pt").keys() == {"config", "weights", "note"}
+
+
+@pytest.mark.parametrize("change", ["missing", "trained further", "another size", "cut", "borrows itself"])
+def test_a_file_without_what_it_was_made_beside_is_refused_in_one_line(two_files, change):
+    """Half of its weights would be another model's: it would draw nonsense, and nobody would know why."""
+    network, first, second = two_files
+    if change == "missing":
+        first.unlink()
+    elif change == "trained further":
+        torch.nn.init.normal_(network.enter.weight)
+        unet.save_weights(first, network)
+    elif change == "another size":
+        torch.save({"config": {}, "weights": {"enter.weight": torch.zeros(2).half()}}, first)
+    elif change == "cut":
+        first.write_bytes(first.read_bytes()[:1000])
+    else:
+        first.write_bytes(second.read_bytes())
+    with pytest.raises((FileNotFoundError, ValueError), match="first.pt") as refusal:
+        unet.read_weights(second)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("beside", [7, {}, {"file": "..", "names": [], "fingerprint": ""}, {"file": 3, "names": 4},
+                                    {"file": "../first.pt", "names": 5, "fingerprint": ""},
+                                    {"file": "first.pt", "names": [["enter.weight"]], "fingerprint": ""}])
+def test_what_a_hostile_file_says_of_its_neighbour_is_refused_in_one_line(two_files, beside):
+    _, _, second = two_files
+    torch.save({**unet.read_file(second), "beside": beside}, second)
+    with pytest.raises((FileNotFoundError, ValueError)) as refusal:
+        unet.read_weights(second)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_never_reads_outside_its_folder(two_files):
+    """A weight file comes from strangers: it may name a neighbour, and nothing else on the machine."""
+    _, first, second = two_files
+    (first.parent / "inner").mkdir()
+    saved = unet.read_file(second)
+    saved["beside"]["file"] = "../first.pt"
+    torch.save(saved, first.parent / "inner" / "second.pt")
+    with pytest.raises(FileNotFoundError, match="must lie beside it"):
+        unet.read_weights(first.parent / "inner" / "second.pt")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "text", "empty", "foreign", "numbers"])
 def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, damage):
     path = tmp_path / "w.pt"
     unet.save_weights(path, random_unet())
@@ -179,6 +246,8 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, damage):
         path.write_bytes(path.read_bytes()[:100_000])
     elif damage == "foreign":
         torch.save({"epoch": 3}, path)
+    elif damage == "numbers":
+        torch.save({**unet.read_file(path), "weights": {"enter.weight": 3}}, path)
     else:
         path.write_text("<html>not found</html>" if damage == "text" else "")
     with pytest.raises((FileNotFoundError, ValueError)) as refusal:

@@ -145,7 +145,7 @@ def test_as_many_pictures_fit_as_there_is_room_for():
 def test_weights_gradients_averages_are_what_a_run_holds():
     run = train.Trainer(small.preset())
     run.advance()                                         # Adam's averages are made by the first step
-    run.losses(0).mean().backward()
+    run.losses(run.examples()).mean().backward()
     held = train.Plan(run.preset, train.Machines()).states(sharded=False)
     weights = list(run.model.parameters())
     adam = [state[name] for state in run.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
@@ -264,7 +264,7 @@ def test_options_reach_the_plan(capsys):
     code, out, _ = status("upsampler --plan --steps 7 --batch 12 --crop 64 --gpus 3 --per-gpu 2 --memory 40 --peak 100"
                           " --share 0.5 --recompute".split(), capsys)
     assert code == 0
-    for words in ("tiny upsampler: 7 steps of 12 pictures, 64 × 64 pixels, on 3 GPUs", "4 pictures: 2 × 2", "40 GB",
+    for words in ("tiny upsampler: 7 steps of 12 pictures, 64 × 64 pixels, on 3 GPUs", "4 pictures: 2 × 2, which is --parts 2", "40 GB",
                   "50% (--share) of 100 TFLOP/s"):
         assert words in out, f"{words!r} should be in the plan"
 
