@@ -36,6 +36,10 @@ Each prints one line of progress (step, loss, pictures a second, time left) and 
 the loss curve and a checkpoint in outputs/; --resume goes on where a run was stopped.
 """
 import argparse
+import csv
+import glob
+import hashlib
+import io
 import json
 import math
 import os
@@ -44,12 +48,17 @@ import re
 import shutil
 import signal
 import sys
+import tarfile
+import threading
 import time
+import unicodedata
 import warnings
+from collections import Counter
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
+from itertools import groupby, islice
 from pathlib import Path
 from unittest import mock
 
@@ -57,8 +66,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 tokenizer = import_module("01_tokenizer")
 transformer = import_module("02_transformer")
@@ -245,6 +256,529 @@ def crop_both(x0, low_res, size, rngs):
     return high, low
 
 
+# --- Data: pictures of one's own ---------------------------------------------------------------------
+
+# The little world is drawn as it is needed; photographs lie on disks, by the million, on machines that stop. Two things
+# are to be right. Whatever is in a file, the run goes on, or stops with a sentence: `open_picture` and `example`. And
+# in each epoch every picture is seen once, however many processes read and however often they were stopped: `Reader`
+# and `deal`. A folder of files is the simple form. Shards are the large one: tar archives of some thousand examples
+# each, because disks and networks read one long file much faster than a thousand short ones.
+PICTURES, CAPTIONS = (".jpg", ".jpeg", ".png", ".webp"), (".txt", ".json")
+FORMATS = ("JPEG", "PNG", "WEBP")   # the only decoders to be opened: each is code that a stranger's bytes may attack
+TABLES = ("captions.jsonl", "captions.csv")
+MAX_BYTES = 2 ** 26                 # of one file, 67 MB
+MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
+MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
+GAP = 3                             # cheap reduction is left off at this many times the size wanted
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How files become batches."""
+
+    size: int                # pixels of a side, of what the model is to draw
+    batch: int               # examples that one process gets at a time
+    seed: int = 0            # decides every epoch's order, and where random crops are
+    crop: str = "centre"     # or "random": which square of a picture that is none
+    bad_share: float = 0.05  # of at least 100 seen by a reader; when more are unusable, the run stops
+
+
+class Unusable(ValueError):
+    """Why one example is passed over, in few words: they are what is counted."""
+
+
+def open_picture(file, mode="RGB", *, formats=None, single=False, size=None):
+    """A picture file (a path, or an open binary file) as an upright 8-bit image of mode "RGB" or "L".
+
+    What is transparent becomes white in RGB and black in L, 16 bits become 8, of an animation the first frame is taken.
+
+    formats  Pillow's names of those that may be opened; None: all that it knows
+    single   refuse a file that holds several pictures
+    size     the shorter side's least length; a much larger JPEG comes out smaller, but at least GAP times this
+
+    Raises Unusable for what can be read and is not wanted, a phrase that fits behind "holds". For what cannot be read
+    Pillow has no common error: OSError, SyntaxError, ValueError and others.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # odd metadata, which nobody asked about
+        with Image.open(file, formats=formats) as image:
+            # So far the header has been read and no pixel: a file of some bytes may claim 50,000 × 50,000 of them
+            if image.width * image.height > MAX_PIXELS:
+                raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels")
+            # An MPO is a camera's JPEG, with extras
+            if single and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise Unusable(f"{image.n_frames} pictures; save the one that is meant by itself")
+            if size:
+                if min(image.size) < size:   # enlarged, it would teach that things are blurred
+                    raise Unusable(f"fewer than {size} pixels a side")
+                image.draft(None, (GAP * size, GAP * size))   # a JPEG can be decoded at 1/2, 1/4 or 1/8: much sooner
+            image = ImageOps.exif_transpose(image)            # cameras save how they were held beside the pixels
+            image.load()
+    return eight_bits(image, mode)
+
+
+def eight_bits(image, mode):
+    """An image of any kind as "RGB" or "L": see `open_picture`."""
+    if image.mode.startswith("I"):   # 16 bits of grey, which Pillow's own conversion clips at 255: white
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if mode == "RGB" else "black"), image)
+    return image.convert(mode)
+
+
+def square(image, size, rng=None):
+    """The middle square of an RGB image, or with rng any, reduced to uint8 [3, size, size].
+
+    The shorter side gives the square's length; then all is one resampling. Lanczos weighs the neighbours of every new
+    pixel by a smooth curve as wide as the reduction. Pillow's BOX counts whole pixels instead: reducing 300 to 256
+    takes one pixel here and two there, and slanted lines get steps. What is GAP times larger or more is first
+    averaged over whole squares, where that does no harm and saves most of the time.
+    """
+    side, free = min(image.size), (image.width - min(image.size), image.height - min(image.size))
+    left, top = (n // 2 if rng is None else rng.randint(0, n) for n in free)
+    small = image.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side), reducing_gap=GAP)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()       # H W C -> C H W
+
+
+def read_caption(suffix, data):
+    """A caption file's bytes, .txt or .json with a "caption" or "text", as one tidy line; "" where it says nothing.
+
+    Line breaks, tabs and control characters become single spaces; MAX_CAPTION characters are kept.
+    """
+    try:
+        text = data.decode("utf-8-sig")   # -sig: some editors begin with a mark of the byte order
+        if suffix == ".json":
+            text = caption_of(json.loads(text), ("caption", "text"))
+        text.encode()                     # JSON can spell half a character, "\ud800", that no tokenizer takes
+    except UnicodeError:
+        raise Unusable("a caption that is not UTF-8") from None
+    except (ValueError, RecursionError):  # such as 100,000 brackets
+        raise Unusable("a damaged caption file") from None
+    plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text[:10 * MAX_CAPTION])
+    return " ".join(plain.split())[:MAX_CAPTION].rstrip()
+
+
+def caption_of(entry, names):
+    """The first of an entry's fields of these names that holds words; "" if there is none."""
+    said = [entry.get(name) for name in names] if isinstance(entry, dict) else []
+    return next((text for text in said if isinstance(text, str) and text.strip()), "")
+
+
+def example(files, size):
+    """What lies under one name, pairs of suffix and bytes (or Unusable), as an RGB image and its caption.
+
+    Raises Unusable where these are not one picture and its words; a .txt goes before a .json.
+    """
+    for _, data in files:
+        if isinstance(data, Unusable):
+            raise data
+    pictures, words = ([f for f in files if f[0] in kind] for kind in (PICTURES, CAPTIONS))
+    if not pictures:
+        raise Unusable("no picture beside a caption")
+    if len(pictures) > 1 or len(dict(words)) < len(words):
+        raise Unusable("one name used twice")   # and whose is the caption?
+    caption = next(filter(None, (read_caption(*f) for f in sorted(words, reverse=True))), None)
+    if caption is None:
+        raise Unusable("no caption")
+    try:
+        return open_picture(io.BytesIO(pictures[0][1]), formats=FORMATS, size=size), caption
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:   # Pillow's own limit comes before ours
+        raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels") from None
+    except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, ...
+        raise Unusable("a broken picture") from None
+
+
+def load(read):
+    """A file's bytes; Unusable, as a value, where there are none to be had: the rest of its group is read on."""
+    try:
+        return read()
+    except Unusable as e:
+        return e
+    except OSError:
+        return Unusable("a file that cannot be read")
+
+
+def check_bytes(size):
+    """Before a file is read into memory: not more than MAX_BYTES of it."""
+    if size > MAX_BYTES:
+        raise Unusable(f"a file of more than {MAX_BYTES // 10 ** 6} MB")
+
+
+class Folder:
+    """Pictures in a folder and those below it; a unit is one picture, in the order of the paths' characters.
+
+    The caption is in NAME.txt beside it, or in captions.jsonl or captions.csv at the top, with `file` (or `file_name`),
+    a path from there, and `caption` (or `text`). A picture with several entries counts as several examples. Names that
+    begin with a dot are passed over.
+    """
+
+    def __init__(self, root, names):
+        self.root = root
+        rows = [row for table in TABLES if table in names for row in read_table(root / table)]
+        listed = {name for name, _ in rows}
+        rows += [(name, None) for name in names if suffix_of(name) in PICTURES and name not in listed]
+        self.units = self.names = sorted(rows, key=lambda row: row[0])
+
+    def examples(self, unit, skip):
+        """A unit's groups of files for `example`, without the first `skip`: here one or none."""
+        if skip:
+            return
+        name, caption = self.units[unit]
+        words = (self.root / name).with_suffix(".txt")
+        files = [(suffix_of(name), load(partial(read_file, self.root / name)))]
+        if caption is not None:
+            files += [(".txt", caption)]
+        elif os.path.isfile(words):
+            files += [(".txt", load(partial(read_file, words)))]
+        yield files
+
+
+def read_file(path):
+    """A plain file's bytes."""
+    if not os.path.isfile(path):   # nor is a pipe, at which one would wait for ever
+        raise Unusable("a file that is not there")
+    check_bytes(path.stat().st_size)
+    return path.read_bytes()
+
+
+def suffix_of(name):
+    """Of a path's last part, in small letters: ".jpg"."""
+    return os.path.splitext(name)[1].lower()
+
+
+def read_table(path):
+    """The rows of captions.jsonl or .csv, (path, caption's bytes). ValueError names the line that is none.
+
+    What is not UTF-8 stays as it is until its example is read, and is counted then.
+    """
+    rows = []
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
+            for entry in lines:
+                name = caption_of(entry, ("file", "file_name"))
+                parts = Path(name).parts
+                if not parts or Path(name).is_absolute() or ".." in parts:   # a table is not to lead out of its folder
+                    raise ValueError(f"it has no file that is inside {path.parent}")
+                caption = caption_of(entry, ("caption", "text"))
+                rows.append((Path(name).as_posix(), caption.encode("utf-8", "surrogatepass")))
+        except (ValueError, RecursionError, csv.Error) as e:
+            raise ValueError(f"{path}, entry {len(rows) + 1}, should give file and caption: {e}") from None
+    return rows
+
+
+class Shards:
+    """Tar archives; a unit is one of them, its examples come in the order they have there.
+
+    The WebDataset convention: neighbours of one name up to its first dot are one example, such as 0007.jpg and
+    0007.txt. Nothing is mixed within a shard: shuffle before packing, and make many more shards than readers.
+    """
+
+    def __init__(self, paths):
+        self.units = paths
+        self.names = [Path(path).name for path in paths]   # a set of shards may move to another disk
+
+    def examples(self, unit, skip):
+        """A shard's groups of files for `example`, without the first `skip`, whose bytes are passed over."""
+        for index, (_, files) in enumerate(groupby(shard_files(self.units[unit]), key=lambda file: file[0])):
+            if index >= skip:
+                yield [(suffix, read()) for _, suffix, read in files]   # before the next is looked for: forwards only
+
+
+class Bounded(io.BufferedReader):
+    """A file of which nobody gets more than MAX_BYTES at once.
+
+    An archive's long names and extended headers go through memory too, and give their lengths themselves.
+    """
+
+    def read(self, size=-1):
+        if not 0 <= size <= MAX_BYTES:
+            raise tarfile.ReadError(f"{size} bytes at once")
+        return super().read(size)
+
+
+def shard_files(path):
+    """A shard's pictures and captions, one after the other: (name, suffix, function that loads it).
+
+    An archive is a stranger's. Nothing is unpacked, so its names lead nowhere; links, devices and what else is not a
+    plain file are passed over. What is whole before a cut or damage comes, then one that loads as Unusable.
+    """
+    why = "a shard that is damaged or cut off"
+    try:
+        # "r:" is tar and nothing else: no decompression, hence no bomb
+        with Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            length, offset = os.fstat(file.fileno()).st_size, -1
+            while (member := tar.next()) is not None:
+                tar.members.clear()                                # tarfile would keep them all
+                end = member.offset_data + member.size
+                if not offset < member.offset < member.offset_data <= end <= length:    # a size may even be negative
+                    raise tarfile.ReadError
+                offset = member.offset
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                suffix = f".{suffix.lower()}"
+                if stem and suffix in PICTURES + CAPTIONS and member.isreg() and not member.issparse():
+                    yield (folder, stem), suffix, partial(load, partial(read_at, file, member))
+            # tarfile takes damage for the end; a true end is a block of zeros
+            file.seek(tar.offset)
+            if file.read(512) == bytes(512):
+                return
+    except FileNotFoundError:
+        why = "a shard that is gone"
+    except Exception:   # as in `example`
+        pass
+    yield None, "", lambda: Unusable(why)
+
+
+def read_at(file, member):
+    """The bytes of a tar's member."""
+    check_bytes(member.size)
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def find_pictures(where):
+    """A folder of pictures, or shards: a .tar file, a folder of them, or a pattern such as "data/{00000..00099}.tar" or
+    "data/*.tar". -> Folder or Shards. ValueError, one line, where there is nothing."""
+    root = Path(where)
+    if not root.is_dir():
+        return Shards(find_shards(str(where)))
+    names = sorted(Path(folder, name).relative_to(root).as_posix() for folder, inside, files in os.walk(root)
+                   if not any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
+                   for name in files if not name.startswith("."))
+    shards = [str(root / name) for name in names if suffix_of(name) == ".tar"]
+    folder = Folder(root, names)
+    if shards and folder.units:
+        raise ValueError(f"{where} holds both pictures and .tar shards; give each a folder of its own")
+    if not shards and not folder.units:
+        raise ValueError(f"{where} holds no pictures ({', '.join(PICTURES)}) and no .tar shards")
+    return Shards(shards) if shards else folder
+
+
+def find_shards(pattern):
+    """The shards of a pattern. ValueError if there is none, or one that braces name is missing."""
+    paths = []
+    for name in [pattern] if Path(pattern).exists() else expand(pattern):
+        paths += sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]
+    missing = [path for path in paths if not Path(path).is_file() or suffix_of(path) != ".tar"]
+    if missing or not paths:
+        what = f"{missing[0]} (of {len(paths)})" if len(paths) > 1 else pattern
+        raise ValueError(f"{what} is neither a folder nor a .tar file that is there")
+    return list(dict.fromkeys(paths))
+
+
+def expand(pattern):
+    """"a{08..11}.tar" -> ["a08.tar", "a09.tar", "a10.tar", "a11.tar"], as a shell does it."""
+    found = re.search(r"\{(\d{1,6})\.\.(\d{1,6})\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    return [name for n in range(int(first), int(last) + 1) for name in
+            expand(f"{pattern[:found.start()]}{n:0{len(first)}}{pattern[found.end():]}")]
+
+
+# --- Whose turn it is ---
+
+# Think of one endless sequence of units: epoch after epoch, each a permutation of all. Of n readers, reader k takes the
+# places k, k+n, k+2n, ... So nothing is read twice and nothing forgotten, without a word between them, and together
+# they read what a single one would. A reader's bookmark is
+#     {"begun": [[place, examples of it that are done], ...], "next": place}
+# and it goes through `begun`, then to next, next+n, ...
+
+@lru_cache(maxsize=2)
+def permutation(n, seed, epoch):
+    """The order of an epoch's n units, as an array."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def deal(bookmarks, readers):
+    """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
+
+    Nothing is lost and nothing comes twice, but the order changes: what lay between the readers comes first.
+    """
+    if len(bookmarks) == readers:
+        return bookmarks
+    # Readers do not run in step. Behind `front` nobody has begun anything; before it are gaps, some of each reader's
+    front = max(mark["next"] for mark in bookmarks)
+    left = [place for mark in bookmarks for place in mark["begun"]]
+    left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
+    left.sort()
+    return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
+
+
+class Reader:
+    """One of a run's readers: endless examples, and a bookmark to go on from. See above."""
+
+    def __init__(self, source, config, bookmark, stride):
+        self.source, self.config, self.stride = source, config, stride
+        self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
+        self.seen, self.bad, self.barren = 0, Counter(), set()
+
+    def bookmark(self):
+        """Where it is, as lists and numbers that do not change when it goes on."""
+        return {"begun": [list(place) for place in self.begun], "next": self.next}
+
+    def __iter__(self):
+        """Endless (uint8 [3, size, size], caption). ValueError when too much is unusable."""
+        n = len(self.source.units)
+        while True:
+            if not self.begun:
+                self.begun, self.next = [[self.next, 0]], self.next + self.stride
+            here = self.begun[0]
+            place, used = here
+            unit = int(permutation(n, self.config.seed, place // n)[place % n])
+            for files in self.source.examples(unit, used):
+                here[1] += 1
+                found = self.take(files, f"{self.config.seed} {place} {here[1]}")
+                if found:
+                    yield found      # and the bookmark says that it is done
+            if here[1] == 0:
+                self.take([("", Unusable("an empty shard"))], "")
+            if not used and self.bad.total() == self.seen:
+                self.barren.add(unit)
+            self.begun.pop(0)
+            if len(self.barren) == n and self.bad.total() == self.seen:
+                raise ValueError(f"nothing here can be used: {counted(self.bad)}")
+
+    def take(self, files, dice):
+        """A group of files as (picture, caption), or None, and counted. Where a random crop is depends on dice alone, a
+        text that names seed and place: after a stop the same one comes again."""
+        self.seen += 1
+        try:
+            image, caption = example(files, self.config.size)
+        except Unusable as e:
+            self.bad[str(e)] += 1
+            bad, most = self.bad.total(), self.config.bad_share
+            if self.seen >= 100 and bad > most * self.seen:
+                raise ValueError(f"{bad} of {self.seen} examples cannot be used, more than {most:.0%} (bad_share):"
+                                 f" {counted(self.bad)}") from None
+            return None
+        return square(image, self.config.size, random.Random(dice) if self.config.crop == "random" else None), caption
+
+
+def counted(bad):
+    """{reason: how often} in words, the most frequent first."""
+    return ", ".join(f"{n} × {why}" for why, n in Counter(bad).most_common())
+
+
+class Batches(IterableDataset):
+    """What a process or each of its workers goes through: whole batches, each with what is known after it.
+
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text alone, and no more, where it cannot go on: an
+    error that crossed from a worker would bring its traceback along.
+    """
+
+    def __init__(self, source, config, bookmarks, stride):
+        self.source, self.config, self.bookmarks, self.stride = source, config, bookmarks, stride
+
+    def __iter__(self):
+        worker = get_worker_info()
+        reader = Reader(self.source, self.config, self.bookmarks[worker.id if worker else 0], self.stride)
+        examples = iter(reader)
+        try:
+            while True:
+                pictures, captions = zip(*islice(examples, self.config.batch))
+                yield torch.stack(pictures), list(captions), reader.bookmark(), (reader.seen, dict(reader.bad))
+        except ValueError as e:
+            yield (str(e),)
+
+
+def begin_worker(_):
+    """A worker ends when its parent says so or is gone, and at nothing else.
+
+    Ctrl-C goes to all of a terminal's processes, and the signal that ends a job to all of the job's. The parent stops
+    in order then, for which it may need one more batch.
+    """
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    patient = hasattr(signal, "sigtimedwait")   # who sent a signal can be asked on Linux; elsewhere every one counts
+    if patient:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)   # not what the parent does, which is to save and leave
+
+    def watch():
+        told = None
+        while os.getppid() == parent and not (told and told.si_pid == parent):
+            told = signal.sigtimedwait([signal.SIGTERM], 1) if patient else time.sleep(1)
+        os._exit(0)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Pictures:
+    """Endless batches of somebody's own pictures: `next()`; `state()` says how to go on exactly.
+
+    where    what `find_pictures` takes
+    reader   (rank, ranks): which of how many processes this is; together they see every example once an epoch
+    workers  processes that decode ahead; 0: none. A batch is from one of them, in turn
+    state    of an earlier run: `merge` of what all its processes said, however many they were
+
+    seen counts the examples that went into what was delivered, bad the unusable of them by reason, both since this
+    object was made. ValueError, one line, for what cannot be read, here or from `next`.
+    """
+
+    def __init__(self, where, config, *, reader=(0, 1), workers=0, state=None):
+        if config.crop not in ("centre", "random"):
+            raise ValueError(f"crop {config.crop!r}: a crop is centre or random")
+        source, (rank, ranks), each = find_pictures(where), reader, max(1, workers)
+        self.where, self.delivered, self.counts = where, 0, [(0, {})] * each
+        digest = hashlib.sha256()
+        for name in source.names:
+            digest.update(repr(name).encode())
+        self.facts = {"seed": config.seed, "files": digest.hexdigest()}
+        if state is not None and any(state[name] != fact for name, fact in self.facts.items()):
+            raise ValueError(f"{where} holds other files than when this run began, or the seed is another;"
+                             " put them back, or begin a new run from its weights")
+        began = [{"begun": [], "next": k} for k in range(ranks * each)]
+        marks = began if state is None else deal(state["readers"], len(began))
+        self.bookmarks = marks[rank * each:(rank + 1) * each]
+        batches = Batches(source, config, list(self.bookmarks), len(began))
+        # A generator of its own: the loader would draw from the one that also makes the training's noise
+        self._batches = iter(DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=begin_worker,
+                                        collate_fn=tuple, generator=torch.Generator()) if workers else batches)
+
+    def next(self):
+        """-> pictures uint8 [batch, 3, size, size] and their captions, a list."""
+        try:
+            item = next(self._batches)
+        except RuntimeError as e:
+            if not str(e).startswith("DataLoader worker"):
+                raise
+            # A worker was killed, mostly for the memory it took
+            raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
+        if len(item) == 1:
+            raise ValueError(f"{self.where}: {item[0]}")
+        pictures, captions, bookmark, counts = item
+        turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
+        self.bookmarks[turn], self.counts[turn] = bookmark, counts
+        self.delivered += 1
+        return pictures, captions
+
+    @property
+    def seen(self):
+        return sum(seen for seen, _ in self.counts)
+
+    @property
+    def bad(self):
+        return sum((Counter(bad) for _, bad in self.counts), Counter())
+
+    def state(self):
+        """How to go on after the last batch that was *delivered*; what workers prefetched is made again.
+
+        Lists, texts and whole numbers. The worker whose turn is next comes first.
+        """
+        turn = self.delivered % len(self.bookmarks)
+        return {"readers": self.bookmarks[turn:] + self.bookmarks[:turn], **self.facts}
+
+    @staticmethod
+    def merge(states):
+        """One state of those of all processes, in the order of their ranks."""
+        return {**states[0], "readers": [mark for state in states for mark in state["readers"]]}
+
+
 # --- The loop ----------------------------------------------------------------------------------------
 
 # One step: make a batch, draw a timestep and noise for each picture, let the network guess, and let the gradient
@@ -367,6 +901,7 @@ class Work:
     shard      weights, gradients, averages and Adam's memory are divided among the processes (`shard`)
     bf16       whether to compute in bfloat16; None: where that is fast
     save_every steps between two checkpoints; keep: how many of them stay
+    peak       multiply-adds of a device, in FLOP/s, that the line of progress compares with; None: it does not
     """
 
     device: str = "cpu"
@@ -377,6 +912,7 @@ class Work:
     bf16: bool | None = None
     save_every: int = 200
     keep: int = 2
+    peak: float | None = None
 
 
 def team():
@@ -422,7 +958,7 @@ class Run:
     Every random number of step n comes from (seed, n) and the example's place in the batch, dropout's too. So a run
     that is continued from a checkpoint sees what the undisturbed one would have seen, and so do several processes.
 
-    pictures  None for the little world, of that difficulty; else a function (batch, reader, state) -> Pictures
+    pictures  None for the little world, of that difficulty; else a function (batch=, reader=, state=) -> Pictures
     tok       the tokenizer, if it is not the little world's
     """
 
@@ -486,12 +1022,21 @@ class Run:
         """What the log says beside the loss: how many steps were left out, if any; of a person's own pictures, how many
         were read and how many of them could not be used."""
         left_out = {"lost": self.lost} if self.lost else {}
-        return left_out | ({"read": self.reader.seen, "bad": self.reader.bad} if self.reader else {})
+        return left_out | ({"read": self.reader.seen, "bad": self.reader.bad.total()} if self.reader else {})
 
     def remark(self):
         """What the line of progress has to say beside the loss."""
         left_out = f"  {self.lost} steps left out" if self.lost else ""
-        return left_out + (f"  {self.reader.bad} bad pictures" if self.reader and self.reader.bad else "")
+        return left_out + (f"  {self.reader.bad.total()} bad examples" if self.reader and self.reader.bad else "")
+
+    def shown(self):
+        """What a run shows its progress with: captions, and their true pictures as the model trains on them, uint8. Of
+        a person's own, the first eight of an epoch."""
+        if self.pictures is None:
+            scenes = [tokenizer.Scene.parse(caption) for caption in SHOWN]
+            return list(SHOWN), real_pictures(scenes, side=max(64, self.preset.size))
+        pictures, captions = self.pictures(batch=len(SHOWN), reader=(0, 1), workers=0).next()
+        return captions, pictures
 
     def advance(self):
         """One step: draw, guess, compare, correct. -> the batch's mean loss, over all processes.
@@ -591,7 +1136,11 @@ class Run:
 
     def places(self):
         """Where the readers of all processes are in a person's own pictures; None in the little world."""
-        return join_states(self.reader.state()) if self.reader else self.place
+        if self.reader is None:
+            return self.place
+        states = [None] * team()[1]
+        dist.all_gather_object(states, self.reader.state()) if dist.is_initialized() else states.append(self.reader.state())
+        return Pictures.merge([state for state in states if state])
 
     def save(self, path):
         """Write a checkpoint, whole or not at all: a file, or a folder where the weights are divided among processes.
@@ -679,10 +1228,6 @@ class Run:
             network = self.network(self.preset.network)
         network.load_state_dict({name: value.cpu() for name, value in whole.items()}, assign=True)
         return network.eval()
-
-
-def join_states(states):
-    return states
 
 
 def for_pieces():
@@ -1067,10 +1612,10 @@ def answer(judge, images):
     return torch.cat([torch.stack([guess.argmax(1) for guess in judge(x)], 1) for x in images.split(500)])
 
 
-def real_pictures(scenes, seed=0):
-    """What captions' scenes should look like, one picture each: uint8 [n, 3, 64, 64]."""
+def real_pictures(scenes, seed=0, side=64):
+    """What captions' scenes should look like, one picture each: uint8 [n, 3, side, side]."""
     rng = random.Random(seed)
-    return diffusion.draw_all((scene.fill(rng) for scene in scenes), rng)
+    return diffusion.draw_all((scene.fill(rng) for scene in scenes), rng, side)
 
 
 KINDS = ("easy single", "single", "pair", "count", "held out")   # easy: the dozen nouns of difficulty "single"
@@ -1328,6 +1873,23 @@ class Machines:
     share: float = 0.4     # of the peak that a run reaches
 
 
+def flop_of_a_picture(preset, work):
+    """What a step takes for each of its pictures, forward and back."""
+    ways = measure(preset.network, preset.train.crop or preset.size)[1]
+    return ways["recomputed" if work.recompute else "plain"]
+
+
+def matrix_rate(device, bf16):
+    """The peak as it is here: FLOP/s of the product of two large matrices, the best of a few, in half a second."""
+    n, best = 8192 if torch.device(device).type == "cuda" else 1024, math.inf
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    for _ in range(5):
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()        # the answer is waited for
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n ** 3 / best
+
+
 RESERVE = 0.1   # of the memory, for what is not counted: operations' scratch space, the allocator's gaps, the driver
 
 
@@ -1448,13 +2010,12 @@ SHOWN = ("a large red heart", "a small blue star on a white background", "a gree
 @torch.no_grad()
 def sample_grid(trainer, path):
     """Draw a few fixed captions with the averaged weights: how far the model has come."""
-    preset = trainer.preset
-    model = trainer.denoiser_of(trainer.ema.eval())
-    cond = guidance.encode(SHOWN, trainer.tok, preset.network.text.context, trainer.device)
-    g, captions = torch.Generator().manual_seed(0), SHOWN
-    pictures = real_pictures([tokenizer.Scene.parse(caption) for caption in SHOWN])
+    preset, (captions, pictures) = trainer.preset, trainer.shown()
+    model, n = trainer.denoiser_of(trainer.ema.eval()), len(captions)
+    cond = guidance.encode(captions, trainer.tok, preset.network.text.context, trainer.device)
+    g = torch.Generator().manual_seed(0)
     if preset.inpaints:
-        known = known_part(preset, diffusion.reduce(pictures, preset.size), range(len(SHOWN)))
+        known = known_part(preset, diffusion.reduce(pictures, preset.size), range(n))
         cond |= {name: value.to(trainer.device) for name, value in known.items()}
     if preset.enlarges:
         low_res = diffusion.reduce(pictures, preset.size // upsample.FACTOR).to(trainer.device)
@@ -1463,12 +2024,13 @@ def sample_grid(trainer, path):
     else:
         # The same captions, noise and scale every time: what differs from the last grid is the model
         process, model = diffusion.Diffusion.of(preset.diffusion, "25"), guidance.classifier_free(model, 3)
-        noise = torch.randn(len(SHOWN), 3, preset.size, preset.size, generator=g).to(trainer.device)
+        noise = torch.randn(n, 3, preset.size, preset.size, generator=g).to(trainer.device)
         drawn = process.ddim_sample(model, noise, **cond)
     if preset.inpaints:     # beside each drawing what was known for it, the hole grey
         drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
-        captions = [text for caption in SHOWN for text in ("known", caption)]
-    save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
+        captions = [text for caption in captions for text in ("known", caption)]
+    if team()[0] == 0:
+        save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
 
 
 def save_grid(pictures, captions, path, *, title="", columns=4):
@@ -1579,8 +2141,10 @@ class LossByTime:
 class Progress:
     """One line that says where a run is, rewritten in place on a terminal and printed now and then elsewhere."""
 
-    def __init__(self, total, unit):
+    def __init__(self, total, unit, flop=0.0, peak=None):
+        """flop is what one of `unit` takes, peak what all devices together can do in a second."""
         self.total, self.unit, self.start, self.first, self.last = total, unit, time.time(), None, 0.0
+        self.flop, self.peak = flop, peak
 
     def show(self, step, batch, text, *, final=False):
         """Tell of a step, unless the last line is too fresh. Speed counts from where this run began or went on."""
@@ -1591,7 +2155,9 @@ class Progress:
             return
         self.last, rate = now, (step - self.first) / max(1e-9, now - self.start)
         left = (self.total - step) / rate
-        line = f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second  {duration(left)} left"
+        work = rate * batch * self.flop
+        share = f"  {work / 1e12:.3g} TFLOP/s, {work / self.peak:.0%} of peak" if self.peak else ""
+        line = f"step {step}/{self.total}  {text}  {rate * batch:.0f} {self.unit} a second{share}  {duration(left)} left"
         if live:    # as wide as the terminal and no wider: a line that wraps cannot be written over
             width = shutil.get_terminal_size((100, 24)).columns - 1
             line = f"\r{line[:width]:<{width}}"
@@ -1621,7 +2187,9 @@ class Journal:
 
     def __init__(self, trainer, out):
         self.steps, self.batch = trainer.preset.train.steps, trainer.preset.train.batch
-        self.every, self.progress = max(1, self.steps // 5000), Progress(self.steps, "pictures")
+        self.every = max(1, self.steps // 5000)
+        flop = flop_of_a_picture(trainer.preset, trainer.work) if trainer.work.peak else 0.0
+        self.progress = Progress(self.steps, "pictures", flop, trainer.work.peak and trainer.work.peak * team()[1])
         self.path, self.file = out / "log.jsonl", None
         # The log may be ahead of the checkpoint: those steps will be made again
         self.lines = [line for line in read_log(self.path) if line["step"] <= trainer.step] if trainer.step else []
@@ -1883,7 +2451,7 @@ def arguments(argv=None):
         help="single things, or all the language says (default: what --start was trained on, else single)")
     add("--steps", type=positive, help="how long (default: the preset's)")
     add("--batch", type=positive, help="pictures a step (default: the preset's)")
-    add("--lr", type=rate, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
+    add("--lr", type=above_zero, help="the learning rate, of a U-Net without its text encoder (default: the preset's)")
     add("--freeze", nargs="*", metavar="PART",
         help="parts of the network that stay as they begin: text, pool, time, enter, down, middle, up, leave; unet is"
              " all but text; --freeze alone is none (default: the preset's)")
@@ -1894,25 +2462,35 @@ def arguments(argv=None):
     add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones; to"
                                    " inpaint, lessons/weights' base.pt or upsampler.pt, which get more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
+    data = parser.add_argument_group("pictures of one's own, instead of the little world")
+    data.add_argument("--data", metavar="WHERE",
+                      help='a folder of pictures with NAME.txt beside each or captions.csv/.jsonl; or tar shards:'
+                           ' "shards/{0000..0099}.tar"')
+    data.add_argument("--workers", type=count, default=0, help="processes that decode pictures ahead (default: none)")
+    data.add_argument("--random-crop", action="store_true", help="a random square of each, not the middle one")
+    data.add_argument("--bad-share", type=above_zero, default=0.05,
+                      help="stop when more than this share of the examples cannot be used (default: 0.05)")
+    data.add_argument("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions (default:"
+                                                 " the tokenizer of --start, else one trained on the captions)")
+    add = parser.add_argument_group("the bill, before there is anything to pay").add_argument
+    add("--plan", action="store_true", help="print what the run would take, in bytes and days, and leave")
+    add("--gpus", type=positive, help="of a plan (default: 1)")
+    add("--per-gpu", type=positive, help="of a plan: pictures at a time on each (default: as many as fit)")
+    add("--memory", type=above_zero, help="of a plan: GB of each GPU (default: 80)")
+    add("--peak", type=above_zero, help="TFLOP/s of each GPU (default: of a plan 990, an H100's or H200's in bf16;"
+                                       " of a run what a large matrix product reaches here)")
+    add("--share", type=above_zero, help="of a plan: how much of that is reached, up to 1 (default: 0.4)")
     sums = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for rounding")
     add = sums.add_argument
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--parts", type=positive, default=1, help="a batch goes through in so many parts: less memory")
     add("--recompute", action="store_true", help="compute activations again on the way back: less memory, a third slower")
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
-    add("--save-every", type=positive, default=200, help="steps between two checkpoints")
+    add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets 2,000)")
     add("--keep", type=positive, default=2, help="how many checkpoints stay")
-    bill = parser.add_argument_group("a plan before the bill")
-    add = bill.add_argument
-    add("--plan", action="store_true", help="print what the run would take, in bytes, FLOP and days, and leave")
-    add("--preset", choices=tuple(PRESETS), default="tiny", help="how large a model (default: tiny)")
-    add("--gpus", type=positive, help="how many (default: 1)")
-    add("--per-gpu", type=positive, help="pictures at a time on each (default: as many as fit)")
-    add("--memory", type=rate, help="GB of each GPU (default: 80)")
-    add("--peak", type=rate, help="TFLOP/s of each GPU (default: 990, an H100's or H200's in dense bf16)")
-    add("--share", type=rate, help="how much of its peak is reached, up to 1 (default: 0.4)")
     return parser.parse_args(argv)
 
 
@@ -1927,14 +2505,58 @@ def work_of(args):
     elif args.shard:
         raise ValueError("--shard divides a network among processes; start them with: torchrun --nproc-per-node 8 08_train.py …")
     bf16 = None if args.dtype is None else args.dtype == "bfloat16"
-    return Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, args.save_every, args.keep)
+    every = args.save_every or (200 if args.preset == "tiny" else 2000)
+    work = Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, every, args.keep)
+    return replace(work, peak=1e12 * args.peak if args.peak else matrix_rate(device, wants_bf16(work)))
+
+
+def data_of(args, preset):
+    """--data as what a Run takes: a function that opens the pictures; None for the little world."""
+    if args.data is None:
+        return None
+
+    def pictures(*, batch, reader, state=None, workers=args.workers):
+        config = DataConfig(preset.size, batch, args.seed, "random" if args.random_crop else "centre", args.bad_share)
+        return Pictures(args.data, config, reader=reader, workers=workers, state=state)
+    return pictures
+
+
+def tokenizer_of(args, preset, start):
+    """Whose words the captions are cut into: those that the first weights know, else GPT-2's, else for pictures of one's
+    own the best for their captions. None is the little world's. ValueError where the network has no room for them."""
+    if start is not None:
+        tok = tokenizer.BPETokenizer(unet.read_weights(start)["tokenizer"])
+    elif args.vocab is not None:
+        tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
+    elif args.data is not None:
+        tok = tokenizer.BPETokenizer.train(captions_in(args.data), preset.network.text.vocab_size)
+    else:
+        return None
+    if tok.vocab_size > preset.network.text.vocab_size:
+        raise ValueError(f"the vocabulary has {tok.vocab_size:,} tokens, and the {args.preset} network has room for"
+                         f" {preset.network.text.vocab_size:,}")
+    return tok
+
+
+def captions_in(where, most=100_000):
+    """The first captions of somebody's pictures, whose words a tokenizer is trained on. No picture is decoded."""
+    source = find_pictures(where)
+    for unit in range(len(source.units)):
+        for files in source.examples(unit, 0):
+            words = [read_caption(suffix, data) for suffix, data in files
+                     if suffix in CAPTIONS and not isinstance(data, Unusable)]
+            if any(words):
+                yield next(filter(None, words))
+                most -= 1
+            if not most:
+                return
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
 STARTS = {"inpaint": unet.WEIGHTS / "base.pt", "inpaint-upsampler": unet.WEIGHTS / "upsampler.pt"}
 
 
-# Four types for argparse: what cannot be meant is refused with a sentence, before any work is done.
+# Types for argparse: what cannot be meant is refused with a sentence, before any work is done.
 
 def positive(text):
     """A whole number, 1 or more."""
@@ -1943,15 +2565,19 @@ def positive(text):
     return int(text)
 
 
-def rate(text):
-    """A number above 0."""
+def count(text):
+    """A whole number, 0 or more."""
+    return 0 if text == "0" else positive(text)
+
+
+def above_zero(text):
+    """A number above 0, and not infinite."""
     try:
-        value = float(text)
+        if 0 < float(text) < math.inf:
+            return float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def seed(text):
@@ -1986,7 +2612,7 @@ def main(argv=None):
 
 def command(args):
     """What the command line asks for, done."""
-    out = args.out or OUTPUTS / f"train-{args.model}"
+    out = args.out or OUTPUTS / "-".join(["train", *([args.preset] if args.preset != "tiny" else []), args.model])
     said = {name: value for name, value in vars(args).items()   # what the weights will remember of their making
             if name not in ("model", "out", "resume") and value != vars(arguments([args.model]))[name]}
     facts = {"command": " ".join(["python 08_train.py", args.model, *map(option, said.items())])}
@@ -1997,18 +2623,22 @@ def command(args):
         out.mkdir(parents=True, exist_ok=True)      # what cannot be made is refused now, not in two minutes
         save_judge(out / f"judge-{args.size}.pt", size=args.size, steps=args.steps or 1000, seed=args.seed, facts=facts)
         return
-    work, start = work_of(args), args.start or STARTS.get(args.model)
+    start = args.start or (STARTS.get(args.model) if args.preset == "tiny" else None)
     preset, world = chosen(args, start)
-    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, start=start, resume=args.resume, facts=facts)
+    work, pictures, tok = work_of(args), data_of(args, preset), tokenizer_of(args, preset, start)
+    weights = train(preset, out, difficulty=world, seed=args.seed, work=work, pictures=pictures, tok=tok, start=start,
+                    resume=args.resume, facts=facts)
     if team()[0] == 0:
         tell_what_comes_next(args.model, weights)
 
 
 def chosen(args, start):
-    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise."""
-    preset = PRESETS["tiny"][args.model]
+    """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
+    pictures of one's own take its place."""
+    preset = PRESETS[args.preset][args.model]
     world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
-    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" else {}
+    world = "" if args.data else world
+    options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
     if args.freeze is not None:
         options["freeze"] = frozen_parts(args.freeze, preset)
@@ -2049,31 +2679,34 @@ def show_plan(args):
     print_plan(plan, f"{args.preset} {args.model}")
 
 
-def check_plan(args, said):
-    """`check_options` for what concerns plans."""
-    for name in [*said, *(name for name in ("out", "resume") if getattr(args, name))]:
-        shown = "--" + name.replace("_", "-")
-        if args.plan and name not in PLANNED:
-            raise ValueError(f"{shown} changes nothing in a plan; leave it out")
-        if not args.plan and name in ("preset", *PLANNED[-5:]):
-            raise ValueError(f"{shown} is for a plan; add --plan, or leave it out")
-    if args.plan and args.model == "judge":
-        raise ValueError("a judge is trained in minutes, and no plan is needed; leave --plan out")
-    if (args.share or 0) > 1:
-        raise ValueError("--share is a part of the peak, at most 1")
-
-
 def check_options(args, said, out):
     """Raises ValueError for options that would be passed over in silence, or that nothing can be done with."""
-    check_plan(args, said)
-    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep")
-    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", *sums), "base": ("size", "crop"),
+    for name in [*said, *(name for name in ("out", "resume") if getattr(args, name))]:
+        if args.plan and name not in PLANNED:
+            raise ValueError(f"--{name.replace('_', '-')} changes nothing in a plan; leave it out")
+        if not args.plan and name in ("gpus", "per_gpu", "memory", "share"):
+            raise ValueError(f"--{name.replace('_', '-')} is for --plan; give both, or leave it out")
+    if (args.share or 0) > 1:
+        raise ValueError("--share is a part of the peak, at most 1")
+    if args.plan and args.model == "judge":
+        raise ValueError("a judge is trained in minutes, and no plan is needed; leave --plan out")
+    sums = ("device", "parts", "recompute", "compile", "shard", "dtype", "save_every", "keep", "peak")
+    own = ("workers", "random_crop", "bad_share")
+    if args.data is None and (without := [name for name in own if name in said]):
+        raise ValueError(f"--{without[0].replace('_', '-')} is for pictures of your own; add --data WHERE")
+    if args.data and args.world:
+        raise ValueError("--data takes the little world's place; leave --world out")
+    if args.preset != "tiny" and args.model.startswith("inpaint") and not (args.start or args.plan):
+        raise ValueError(f"the {args.model} begins as a trained {'upsampler' if 'ups' in args.model else 'base model'};"
+                         " add --start WEIGHTS")
+    pointless = {"judge": ("world", "batch", "lr", "crop", "start", "freeze", "preset", "data", "vocab", *own, *sums),
+                 "base": ("size", "crop"),
                  "clip": ("size", "crop"), "inpaint": ("size", "crop")}
     for name in said:
         if name in pointless.get(args.model, ("size",)):
             raise ValueError(f"--{name.replace('_', '-')} means nothing for the {args.model}; leave it out")
     if args.freeze:
-        frozen_parts(args.freeze, PRESETS["tiny"][args.model])
+        frozen_parts(args.freeze, PRESETS[args.preset][args.model])
         if args.start is None and args.model not in STARTS:
             raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
