@@ -1980,7 +1980,7 @@ def print_memory(plan, unit, name):
     for way, kept in plan.kept.items():
         sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
         row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
-    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}, which is --parts {plan.part // n}")
 
 
 def print_work(plan):
