@@ -1081,7 +1081,7 @@ class Run:
         self.ill, self.lost = (0, self.lost) if healthy else (self.ill + 1, self.lost + 1)
         if self.ill == PATIENCE:
             raise ValueError(f"the loss or gradient of {PATIENCE} steps in a row, up to step {self.step}, was no finite"
-                             " number; the checkpoints are from before. Begin anew with a smaller --lr and another --out")
+                             " number. The checkpoints are from before; begin anew with a smaller --lr, in another --out")
         return mean
 
     def _summing(self, last):
@@ -1165,7 +1165,7 @@ class Run:
                 torch.save({**self.tensors(), **facts}, partial)
 
     def resume(self, path):
-        """Go on where a checkpoint of the same run stopped. ValueError if it is another run's, Damaged if it is none."""
+        """Go on where a checkpoint of the same run stopped. ValueError if it is of another, Damaged if of none."""
         if path.suffix == ".shards":
             return self._resume_shards(path)
         if not path.is_file():
