@@ -12,9 +12,11 @@ captions until it does. The whole of training is one line repeated, and the rest
 The data are the little world's (01, 04): drawn as they are needed, never the same twice, with a truth that
 can be checked. A judge, a small classifier of real pictures, is trained here too; 09 uses it to say how
 many captions came out right. So is the noised CLIP of 05, which guides and reranks. The released and the paper's
-sizes stand in PRESETS beside the tiny one and go through the same loop.
+sizes stand in PRESETS beside the tiny one and go through the same loop, with a person's own pictures (--data), on
+one processor or many GPUs (torchrun); --plan says beforehand what that takes.
 
-It adds to 07: gradients. It leaves out: photographs, several GPUs.
+It adds to 07: gradients. Read it down to the line that ends the method; what is below makes a run that lasts: files
+of strangers, checkpoints, signals, the bill.
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, Nichol & Dhariwal 2021, arXiv
 2102.09672 (section 3: the hybrid loss); captions dropped for guidance: Ho & Salimans 2022, arXiv 2207.12598
@@ -29,11 +31,14 @@ arXiv 2103.00020 (section 2.3, figure 3).
     python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known, some
                                     minutes; inpaint-upsampler: the same of upsampler.pt, on whole pictures
     python 08_train.py judge        the classifier of real pictures: about 2 minutes
-    python 08_train.py clip         the noised CLIP, some ten minutes; how often it finds a picture's own caption
+    python 08_train.py clip         the noised CLIP, a quarter of an hour; how often it finds a picture's own caption
                                     among 100, at ten noise levels: matching.png
+    python 08_train.py base --preset paper --plan --gpus 64          bytes, FLOP and days, in seconds
+    torchrun --nproc-per-node 8 08_train.py base --preset paper --shard --recompute --data "shards/{0000..9999}.tar"
 
-Each prints one line of progress (step, loss, pictures a second, time left) and leaves weights, a grid of samples,
-the loss curve and a checkpoint in outputs/; --resume goes on where a run was stopped.
+Each prints one line of progress (step, loss, pictures a second, share of the peak, time left) and leaves weights, a
+grid of samples, the loss by step and by timestep and its last checkpoints in outputs/; --resume goes on where a run
+was stopped.
 """
 import argparse
 import csv
@@ -948,7 +953,7 @@ def share_weights(model):
     # What our blocks return is often a view of something; nothing is ever added to it in place
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     for part in list(model.modules()):
-        if isinstance(part, (unet.ResBlock, unet.TextAttention, transformer.Block)):
+        if isinstance(part, BLOCKS):
             fully_shard(part)
         if isinstance(part, unet.TextAttention):
             register_fsdp_forward_method(part, "read")     # weights are wanted there too, not in `forward` alone
@@ -1046,6 +1051,11 @@ class Run:
         """What the line of progress has to say beside the loss."""
         left_out = f"  {self.lost} steps left out" if self.lost else ""
         return left_out + (f"  {self.reader.bad.total()} bad examples" if self.reader and self.reader.bad else "")
+
+    def close(self):
+        """Let the readers' processes go."""
+        if self.reader is not None:
+            self.reader.close()
 
     def shown(self):
         """What a run shows its progress with: captions, and their true pictures as the model trains on them, uint8. Of
@@ -2375,32 +2385,33 @@ def stopped(trainer, out):
     raise SystemExit(1)
 
 
-def train(preset, out, *, difficulty="single", seed=0, work=Work(), pictures=None, tok=None, start=None, resume=False,
-          facts=None):
+def train(preset, out, *, start=None, resume=False, facts=None, **options):
     """Train one model of a preset and leave in `out`: weights.pt (the averaged weights, 16 bits), samples.png (of a
     CLIP matching.png), loss.png, timesteps.png, log.jsonl and the last checkpoints, from which resume=True goes on.
     -> the path of weights.pt
 
-    difficulty, pictures, tok, seed and work are as for `Run`; start is a weight file to begin with instead of random
-    weights, see `Run.start_from`. Ctrl-C and SIGTERM end the step, save a checkpoint and leave. Under torchrun all
-    processes call this together.
+    start    a weight file to begin with instead of random weights, see `Run.start_from`
+    facts    what the weights shall remember of their making, beside steps, seed and minutes
+    options  difficulty, seed, work, pictures and tok, as for `Run`
+
+    Ctrl-C and SIGTERM end the step, save a checkpoint and leave. Under torchrun all processes call this together.
     """
     begin_in(out, resume)
     kind = CLIPTrainer if isinstance(preset.network, guidance.CLIPConfig) else Trainer
-    trainer = kind(preset, difficulty=difficulty, seed=seed, work=work, pictures=pictures, tok=tok)
+    trainer = kind(preset, **options)
     beside = brought(preset, start, out)
     if start is not None:
         trainer.start_from(start)
     if resume:
         go_on(trainer, out)
-    steps = preset.train.steps
-    with asked_to_stop() as asked, closing(Journal(trainer, out)) as journal:
-        while trainer.step < steps and not mean_over_all(len(asked), work.device):
+    steps, every = preset.train.steps, trainer.work.save_every
+    with asked_to_stop() as asked, closing(trainer), closing(Journal(trainer, out)) as journal:
+        while trainer.step < steps and not mean_over_all(len(asked), trainer.device):
             begin = time.time()
             loss = trainer.advance()
             trainer.seconds += time.time() - begin
             journal.tell(trainer, loss)
-            if trainer.step % work.save_every == 0 and trainer.step < steps:
+            if trainer.step % every == 0 and trainer.step < steps:
                 save_checkpoint(trainer, out)
                 journal.mend()
                 show(trainer, out)
