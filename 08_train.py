@@ -269,7 +269,7 @@ TABLES = ("captions.jsonl", "captions.csv")
 MAX_BYTES = 2 ** 26                 # of one file, 67 MB
 MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
 MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
-GAP = 3                             # cheap reduction is left off at this many times the size wanted
+GAP = 3                             # quick, rough reduction ends at so many times the wanted size; a good one follows
 
 
 @dataclass(frozen=True)
@@ -597,7 +597,7 @@ def permutation(n, seed, epoch):
 def deal(bookmarks, readers):
     """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
 
-    Nothing is lost and nothing comes twice, but the order changes: what lay between the readers comes first.
+    Nothing is lost and nothing comes twice. The order may change: what lay between the readers comes first.
     """
     if len(bookmarks) == readers:
         return bookmarks
@@ -606,6 +606,9 @@ def deal(bookmarks, readers):
     left = [place for mark in bookmarks for place in mark["begun"]]
     left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
     left.sort()
+    while left and left[-1] == [front - 1, 0]:   # readers in step leave no gaps: then the order stays, too
+        front -= 1
+        left.pop()
     return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
 
 
@@ -667,7 +670,7 @@ def counted(bad):
 class Batches(IterableDataset):
     """What a process or each of its workers goes through: whole batches, each with what is known after it.
 
-    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text alone, and no more, where it cannot go on: an
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)). Where it cannot go on a text alone, and no more: an
     error that crossed from a worker would bring its traceback along.
     """
 
@@ -750,12 +753,21 @@ class Pictures:
             # A worker was killed, mostly for the memory it took
             raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
         if len(item) == 1:
+            self.close()
             raise ValueError(f"{self.where}: {item[0]}")
         pictures, captions, bookmark, counts = item
         turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
         self.bookmarks[turn], self.counts[turn] = bookmark, counts
         self.delivered += 1
         return pictures, captions
+
+    def close(self):
+        """Let the workers go; nothing comes after it.
+
+        Python would see to it too, but late if an error still holds on to this object: the queues may then be gone by
+        which workers are told, and each is waited for in vain, five seconds long.
+        """
+        self._batches = iter(())
 
     @property
     def seen(self):
@@ -1979,7 +1991,7 @@ def print_memory(plan, unit, name):
     for way, kept in plan.kept.items():
         sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
         row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
-    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}, which is --parts {plan.part // n}")
 
 
 def print_work(plan):
