@@ -341,6 +341,15 @@ def test_killed_before_its_first_checkpoint_a_run_begins_anew(runs, unkilled, tm
     same_results(out, unkilled)
 
 
+def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
+    """A checkpoint of the largest model is 60 GB, and a step that was asked for by SIGTERM is not saved again."""
+    (tmp_path / "checkpoint-0000004.shards.tmp").mkdir()
+    for name in ("checkpoint-0000003.pt.tmp", "weights.pt.tmp", "log.jsonl.tmp", "notes.tmp", "checkpoint-best.txt"):
+        (tmp_path / name).write_text("half")
+    train.begin_in(tmp_path, resume=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"notes.tmp", "checkpoint-best.txt"}
+
+
 # --- Asked to stop ---
 
 @needs_fork
@@ -659,7 +668,7 @@ class Formula:
     def __init__(self, steps, batch=4):
         self.preset = SimpleNamespace(train=SimpleNamespace(steps=steps, batch=batch))
         self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
-        self.step, self.norm, self.since = 0, 0.25, []
+        self.step, self.norm, self.since, self.work = 0, 0.25, [], train.Work()
 
     def counts(self):
         return {}
