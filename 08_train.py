@@ -1202,7 +1202,8 @@ class Run:
         """The plain values of a checkpoint, if they are of this run."""
         for name, value in self.identity().items():
             if facts[name] != value:
-                raise ValueError(f"{path} is of a run with another {name}; give the same options, or another --out")
+                raise ValueError(f"{path} is of a run with another {difference(name, facts[name], value)}; give the same"
+                                 " options, or another --out")
         self.step, self.seconds, self.lost, self.since, self.place = (
             facts[name] for name in ("step", "seconds", "lost", "since", "data"))
         self.by_time.sums = torch.tensor(facts["by_time"], dtype=torch.float64)
@@ -1266,6 +1267,16 @@ def for_pieces():
 
 
 PATIENCE = 10   # steps in a row that may have no finite loss
+
+
+def difference(name, theirs, mine):
+    """The innermost name at which two nests of dictionaries part, and both values if they are short."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in mine:
+            if theirs.get(key) != mine[key]:
+                return difference(key, theirs.get(key), mine[key])
+    both = f" ({theirs}, not {mine})"
+    return name + both * (len(both) < 50)
 
 
 class Damaged(ValueError):
@@ -2129,7 +2140,7 @@ def save_matching(rates, path, *, title=""):
 
 
 def save_by_time(by_time, path, *, title=""):
-    """What each stretch of timesteps costs: two panels, the loss and its share in the whole.
+    """The recent mean loss of each stretch of timesteps.
 
     At the clean end the noise is hard to see, so the loss is large there in every network; what falls in the
     course of a run is the noisy half, where the picture has to be understood.
@@ -2137,10 +2148,10 @@ def save_by_time(by_time, path, *, title=""):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax, (t, mean) = figure.subplots(), by_time.means()
-    ax.bar(t, mean, width=0.9 * by_time.width, color="tab:blue")
+    ax.plot(t, mean, "o-", color="tab:blue")
     ax.set(xlabel="timestep: how noisy the picture is", ylabel="loss, as it is weighted", yscale="log",
            title=f"the loss by timestep, {title}")
-    ax.grid(alpha=0.3, axis="y")
+    ax.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=110)
 
 
@@ -2740,8 +2751,9 @@ def check_options(args, said, out):
             raise ValueError("--freeze keeps what was learned, and nothing was yet; add --start WEIGHTS")
     if args.resume and args.model == "judge":
         raise ValueError("a judge is trained in one go; leave --resume out")
-    if args.compile and args.compile not in (backends := torch.compiler.list_backends(())):
-        raise ValueError(f"--compile {args.compile}: no such backend; there are {', '.join(backends)}")
+    if args.compile and args.compile not in torch.compiler.list_backends(()):     # those for debugging included
+        backends = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"--compile {args.compile}: no such backend; there are {backends}")
 
 
 def frozen_parts(names, preset):
