@@ -32,6 +32,7 @@ import hashlib
 import math
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -334,20 +335,34 @@ def save_weights(path, model, *, beside=None, **facts):
     facts are plain values: 08 puts the schedule, the picture's size, the merges of the tokenizer and its command here.
     beside is a whole weight file in the same folder: what it holds to the last bit is left out, see `read_weights`.
 
-    First under a temporary name, then renamed: whoever looks sees the old file or the new one, never half of one.
+    Whoever looks sees the old file or the new one, never half of one.
     """
     # 16 bits halve the file. They keep 11 binary digits of a weight, far more than a drawing shows.
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().half() if value.is_floating_point() else value.cpu()
                for key, value in model.state_dict().items()}
     if beside is not None:
         facts["beside"] = in_common(weights, beside)
         weights = {name: weights[name] for name in weights.keys() - set(facts["beside"]["names"])}
+    with whole_file(path) as partial:
+        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+
+
+@contextmanager
+def whole_file(path):
+    """A temporary name to write under; what is there in the end takes `path`'s place, unless something went wrong.
+
+    On the disk, not in a cache, before it is renamed: a power cut too leaves the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
-        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
+    except RuntimeError as e:    # torch.save's word for a disk that is full
+        raise OSError(f"{path} could not be written; is the disk full? ({type(e).__name__})") from None
     finally:
         partial.unlink(missing_ok=True)
 

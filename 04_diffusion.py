@@ -481,10 +481,11 @@ def ink(noun):
 
 
 @lru_cache(maxsize=None)
-def coverage(noun, side):
-    """How much of each pixel a glyph covers when its longer side is `side` pixels: [h, w, 1], 0 to 1."""
+def coverage(noun, side, zoom=1):
+    """How much of each pixel a glyph covers when its longer side is `side` pixels, each of them zoom × zoom: [h, w, 1],
+    0 to 1."""
     glyph = ink(noun)
-    w, h = (round(length * side / max(glyph.size)) for length in glyph.size)
+    w, h = (round(length * side / max(glyph.size)) * zoom for length in glyph.size)
     return np.asarray(glyph.resize((w, h), Image.BOX), np.float32)[..., None] / 255   # BOX: the area's mean
 
 
@@ -510,51 +511,52 @@ def near_middle(rng, corner, room, length, wander):
     return corner + 1 + slack + rng.randint(-min(slack, wander), min(slack, wander))
 
 
-def draw(scene, rng):
-    """The picture of a scene that leaves nothing open (`Scene.fill`): uint8 [64, 64, 3].
+def draw(scene, rng, zoom=1):
+    """The picture of a scene that leaves nothing open (`Scene.fill`): uint8 [64·zoom, 64·zoom, 3].
 
-    rng, a random.Random, decides what no caption says: exact sizes and places.
+    rng, a random.Random, decides what no caption says: exact sizes and places, the same ones at every zoom.
     """
     scene = scene.canonical()                   # so that the thing to the left, or above, comes first
     sides, room, wander = (ALONE, 64, 8) if scene.kind == "single" else (SHARED, 32, 5)
     corners = [(0, 0)] if scene.kind == "single" else cells(scene, rng)
     background = RGB[scene.background]
-    picture = np.tile(background, (64, 64, 1))
+    picture = np.tile(background, (64 * zoom, 64 * zoom, 1))
     for thing, (x, y) in zip(scene.things * scene.count, corners):
-        mask = coverage(thing.noun, rng.randint(*sides[thing.size]))
+        mask = coverage(thing.noun, rng.randint(*sides[thing.size]), zoom)
         h, w, _ = mask.shape
-        x, y = near_middle(rng, x, room, w, wander), near_middle(rng, y, room, h, wander)
+        x, y = (near_middle(rng, corner, room, length // zoom, wander) * zoom for corner, length in ((x, w), (y, h)))
         # colour·coverage + background·(1 - coverage), written as a change of what is there
         picture[y:y + h, x:x + w] += mask * (RGB[thing.color] - background)
     return (picture + 0.5).astype(np.uint8)     # rounded, where astype alone would cut
 
 
-def draw_all(scenes, rng):
-    """One picture of each scene: uint8 [n, 3, 64, 64].
+def draw_all(scenes, rng, side=64):
+    """One picture of each scene: uint8 [n, 3, side, side], side a multiple of 64.
 
     scenes  filled ones; a generator may fill each with the same rng just before it is drawn
     """
-    pictures = np.stack([draw(scene, rng) for scene in scenes])             # [n, 64, 64, 3]
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()      # [n, 3, 64, 64]
+    pictures = np.stack([draw(scene, rng, side // 64) for scene in scenes])   # [n, side, side, 3]
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()        # [n, 3, side, side]
 
 
-def world_pictures(n, seed, difficulty="full", held_out=False):
-    """n pictures, their captions and what they show: uint8 [n, 3, 64, 64], n strings, n filled scenes.
+def world_pictures(n, seed, difficulty="full", *, held_out=False, side=64):
+    """n pictures, their captions and what they show: uint8 [n, 3, side, side], n strings, n filled scenes.
 
-    One seed is one set of pictures. difficulty, held_out: as for tokenizer.random_scene.
+    One seed is one set of pictures, at every side (a multiple of 64). difficulty, held_out: as for
+    tokenizer.random_scene.
     """
     rng = random.Random(seed)
     said = [tokenizer.random_scene(rng, difficulty, held_out) for _ in range(n)]
     shown = [scene.fill(rng) for scene in said]
-    return draw_all(shown, rng), [scene.caption() for scene in said], shown
+    return draw_all(shown, rng, side), [scene.caption() for scene in said], shown
 
 
 def reduce(pictures, size):
-    """uint8 [n, 3, 64, 64] -> float32 [n, 3, size, size] in [-1, 1]: each pixel the mean of a square.
+    """uint8 [n, 3, side, side] -> float32 [n, 3, size, size] in [-1, 1]: each pixel the mean of a square.
 
     Reducing twice is reducing once, so the small picture of a pair is exactly what its large one reduces to.
     """
-    return F.avg_pool2d(pictures.float(), 64 // size) / 127.5 - 1
+    return F.avg_pool2d(pictures.float(), pictures.shape[-1] // size) / 127.5 - 1
 
 
 # --- The demonstration ---

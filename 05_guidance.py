@@ -202,6 +202,10 @@ class NoisedCLIP(nn.Module):
         """tokens [B, K] long, lengths [B] long -> [B, E], rows of length 1"""
         return self.caption(tokens, lengths)
 
+    def forward(self, x, t, tokens, lengths):
+        """Pictures and captions at once, as training asks (08): `image` and `text` of them."""
+        return self.image(x, t), self.text(tokens, lengths)
+
     @classmethod
     def load(cls, path):
         """The CLIP of a file that 08 wrote, in eval mode. Raises FileNotFoundError or ValueError, one line each."""

@@ -50,7 +50,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 tokenizer = import_module("01_tokenizer")
 transformer = import_module("02_transformer")
@@ -729,22 +729,13 @@ def read_picture(path, mode):
     """A picture file as an image of mode "RGB" or "L", upright; what is transparent becomes white in RGB and
     nothing to draw (black) in L. ValueError, one line, for what is no single picture."""
     try:
-        with Image.open(path) as image:
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)   # MPO: a camera's JPEG, with extras
-            image = ImageOps.exif_transpose(image)
-            image.load()
+        return train.open_picture(path, mode, single=True)
+    except train.Unusable as e:
+        raise ValueError(f"{path} holds {e}") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as e:
         raise ValueError(f"{path} is no picture that can be read ({type(e).__name__})") from None
     except OSError as e:
         raise ValueError(f"{path} cannot be read as a picture: {e.strerror or e}") from None
-    if frames > 1:
-        raise ValueError(f"{path} holds {frames} pictures; save the one that is meant by itself")
-    if image.mode.startswith("I"):                         # 16 bits of grey
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if mode == "RGB" else "black"), image)
-    return image.convert(mode)
 
 
 def read_known(args, small):

@@ -56,10 +56,14 @@ def save_models(folder, scratch, difficulty="full", kinds=("base", "upsampler"))
     return folder
 
 
+def environment():
+    """Of a script that a test starts: its output can be read as text anywhere, and no window opens."""
+    return os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
+
+
 def run(script, *args, timeout=600, cwd=ROOT):
     """A script as a reader runs it: CompletedProcess, its output as text."""
-    env = os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
-    return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=env, timeout=timeout,
+    return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, env=environment(), timeout=timeout,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8")
 
 
@@ -72,3 +76,30 @@ def main(capfd, *argv):
     out, err = capfd.readouterr()
     assert "Traceback" not in err
     return status, out, err.splitlines()
+
+
+def same(a, b):
+    """Whether two nests of dictionaries, lists and tensors hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def one_line(message):
+    text = str(message)
+    assert text.strip() and "\n" not in text.strip("\n"), f"a refusal is one line, not {text!r}"
+    return text
+
+
+def refused(argv, capfd):
+    """The lines with which 08's command line refuses this."""
+    try:
+        train.main([str(word) for word in argv])
+    except SystemExit as end:
+        assert end.code == 2, "what cannot be done ends with status 2"
+        return capfd.readouterr().err.strip().splitlines()
+    raise AssertionError(f"{argv} was not refused")
