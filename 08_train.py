@@ -1120,9 +1120,9 @@ class Run:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
     def start_from(self, path):
-        """Begin with the weights of a file instead of random ones; an inpainting model also with those of a model
-        that knows no masks yet. ValueError if its sizes are others."""
-        network = self.network.load(path)
+        """Begin with the weights of a file, or with the average of a checkpoint, instead of random ones; an inpainting
+        model also with those of a model that knows no masks yet. ValueError if its sizes are others."""
+        network = self.network.out_of(read_start(path), path)
         channels = [getattr(config, "in_channels", 0) for config in (network.config, self.preset.network)]
         if channels[0] and channels[0] + 4 == channels[1]:
             network = inpaint.grow(network)
@@ -1306,6 +1306,26 @@ def wait_for_all():
 def work_is_shared(tensor):
     """Whether a tensor lies in pieces in several processes."""
     return hasattr(tensor, "full_tensor")
+
+
+def read_start(path):
+    """What --start names, as `unet.read_weights` has it: a weight file, or a run's checkpoint, of which the averaged
+    weights are taken. Raises as it does."""
+    path = Path(path)
+    if not re.fullmatch(r"checkpoint-\d+\.(pt|shards)", path.name):
+        return unet.read_weights(path)
+    if path.is_dir():
+        raise ValueError(f"{path} holds the pieces of a divided run; --resume that, and start from its weights.pt")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        config = {name: tuple(value) if isinstance(value, list) else value     # JSON makes lists of tuples
+                  for name, value in saved["preset"]["network"].items()}
+        return {"config": config, "weights": saved["ema"], "tokenizer": saved["tokenizer"],
+                "difficulty": saved["difficulty"]}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except Exception as e:   # as in `Run.resume`
+        raise Damaged(f"{path} is not a checkpoint of a training run, or is damaged ({type(e).__name__})") from None
 
 
 class Trainer(Run):
@@ -2499,8 +2519,9 @@ def arguments(argv=None):
     add("--size", type=int, default=16, choices=(16, 32, 64), help="of the judge's pictures")
     add("--seed", type=seed, default=0)
     add("--out", type=Path, help="folder for weights, samples and curves (default: outputs/train-MODEL)")
-    add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt (default: random ones; to"
-                                   " inpaint, lessons/weights' base.pt or upsampler.pt, which get more channels)")
+    add("--start", type=Path, help="weights to begin with, such as lessons/weights/base.pt or a run's checkpoint-0000200.pt"
+                                   " (default: random ones; to inpaint, lessons/weights' base.pt or upsampler.pt, which get"
+                                   " more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
     add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
     data = parser.add_argument_group("pictures of one's own, instead of the little world")
@@ -2565,7 +2586,7 @@ def tokenizer_of(args, preset, start):
     """Whose words the captions are cut into: those that the first weights know, else GPT-2's, else for pictures of one's
     own the best for their captions. None is the little world's. ValueError where the network has no room for them."""
     if start is not None:
-        tok = tokenizer.BPETokenizer(unet.read_weights(start)["tokenizer"])
+        tok = tokenizer.BPETokenizer(read_start(start)["tokenizer"])
     elif args.vocab is not None:
         tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
     elif args.data is not None:
@@ -2676,7 +2697,7 @@ def chosen(args, start):
     """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
     pictures of one's own take its place."""
     preset = PRESETS[args.preset][args.model]
-    world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
+    world = args.world or (read_start(start).get("difficulty") if start else None) or "single"
     world = "" if args.data else world
     options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}

@@ -144,6 +144,23 @@ def test_training_can_begin_with_weights_of_a_file(undisturbed, tmp_path, quiet)
     assert same(unet.read_weights(tmp_path / "weights.pt")["weights"], weights), "at rate 0 they stay what they were"
 
 
+def test_training_can_begin_with_a_checkpoint(undisturbed, tmp_path):
+    """Its average, in 32 bits; and what else a weight file knows."""
+    start = train.checkpoints(undisturbed)[-1]
+    trainer = train.Trainer(small.preset(), seed=8)
+    trainer.start_from(start)
+    average = read(start)["ema"]
+    assert same(dict(trainer.model.state_dict()), average) and same(dict(trainer.ema.state_dict()), average)
+    known, whole = train.read_start(start), train.read_start(undisturbed / "weights.pt")
+    assert known["difficulty"] == whole["difficulty"] == "single"
+    assert [tuple(pair) for pair in known["tokenizer"]] == [tuple(pair) for pair in whole["tokenizer"]]
+    broken = tmp_path / start.name
+    broken.write_bytes(start.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="damaged") as refusal:
+        trainer.start_from(broken)
+    small.one_line(refusal.value)
+
+
 def test_weights_of_another_size_are_no_start(undisturbed):
     with pytest.raises(ValueError, match="another size") as refusal:
         train.Trainer(small.preset("upsampler")).start_from(undisturbed / "weights.pt")
