@@ -422,6 +422,10 @@ class Folder:
         rows += [(name, None) for name in names if suffix_of(name) in PICTURES and name not in listed]
         self.units = self.names = sorted(rows, key=lambda row: row[0])
 
+    def label(self, unit):
+        """A unit's name for people."""
+        return self.units[unit][0]
+
     def examples(self, unit, skip):
         """A unit's groups of files for `example`, without the first `skip`: here one or none."""
         if skip:
@@ -480,6 +484,10 @@ class Shards:
     def __init__(self, paths):
         self.units = paths
         self.names = [Path(path).name for path in paths]   # a set of shards may move to another disk
+
+    def label(self, unit):
+        """A unit's name for people."""
+        return self.names[unit]
 
     def examples(self, unit, skip):
         """A shard's groups of files for `example`, without the first `skip`, whose bytes are passed over."""
@@ -616,6 +624,7 @@ class Reader:
         self.source, self.config, self.stride = source, config, stride
         self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
         self.seen, self.bad, self.barren = 0, Counter(), set()
+        self.first = {}     # reason -> where it was met first: with twenty pictures of one's own one wants to know which
 
     def bookmark(self):
         """Where it is, as lists and numbers that do not change when it goes on."""
@@ -629,7 +638,7 @@ class Reader:
                 self.begun, self.next = [[self.next, 0]], self.next + self.stride
             here = self.begun[0]
             place, used = here
-            unit = int(permutation(n, self.config.seed, place // n)[place % n])
+            self.unit = unit = int(permutation(n, self.config.seed, place // n)[place % n])
             for files in self.source.examples(unit, used):
                 here[1] += 1
                 found = self.take(files, f"{self.config.seed} {place} {here[1]}")
@@ -641,7 +650,7 @@ class Reader:
                 self.barren.add(unit)
             self.begun.pop(0)
             if len(self.barren) == n and self.bad.total() == self.seen:
-                raise ValueError(f"nothing here can be used: {counted(self.bad)}")
+                raise ValueError(f"nothing here can be used: {counted(self.bad, self.first)}")
 
     def take(self, files, dice):
         """A group of files as (picture, caption), or None, and counted. Where a random crop is depends on dice alone, a
@@ -651,17 +660,18 @@ class Reader:
             image, caption = example(files, self.config.size)
         except Unusable as e:
             self.bad[str(e)] += 1
+            self.first.setdefault(str(e), self.source.label(self.unit))
             bad, most = self.bad.total(), self.config.bad_share
             if self.seen >= 100 and bad > most * self.seen:
                 raise ValueError(f"{bad} of {self.seen} examples cannot be used, more than {most:.0%} (bad_share):"
-                                 f" {counted(self.bad)}") from None
+                                 f" {counted(self.bad, self.first)}") from None
             return None
         return square(image, self.config.size, random.Random(dice) if self.config.crop == "random" else None), caption
 
 
-def counted(bad):
-    """{reason: how often} in words, the most frequent first."""
-    return ", ".join(f"{n} × {why}" for why, n in Counter(bad).most_common())
+def counted(bad, first):
+    """{reason: how often} and {reason: where first} in words, the most frequent first."""
+    return ", ".join(f"{n} × {why} ({first[why]})" for why, n in Counter(bad).most_common())
 
 
 class Batches(IterableDataset):
@@ -2029,6 +2039,10 @@ def sample_grid(trainer, path):
     if preset.inpaints:     # beside each drawing what was known for it, the hole grey
         drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
         captions = [text for caption in captions for text in ("known", caption)]
+    elif trainer.pictures is not None:      # beside each drawing the picture of that caption: has it learned, or by heart?
+        true = diffusion.reduce(pictures, preset.size).to(drawn)
+        drawn = torch.stack([true, drawn], dim=1).flatten(0, 1)
+        captions = [text for caption in captions for text in (caption, "drawn")]
     if team()[0] == 0:
         save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
 
@@ -2399,11 +2413,22 @@ def save_results(trainer, out, journal, *, beside, facts):
     if average is not None:
         save_curve(journal.lines, out / "loss.png")
         unet.save_weights(out / "weights.pt", average, beside=beside, size=preset.size,
-                          diffusion=asdict(preset.diffusion), tokenizer=trainer.tok.merges, difficulty=trainer.difficulty, **shown,
+                          diffusion=asdict(preset.diffusion), difficulty=trainer.difficulty, **kept(trainer.tok), **shown,
                           made={"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
                                 "torch": str(torch.__version__), **facts})
     wait_for_all()
     return out / "weights.pt"
+
+
+def kept(tok):
+    """A tokenizer as the facts of a weight file."""
+    return {"tokenizer": tok.merges} | ({"vocabulary": "clip"} if isinstance(tok, tokenizer.CLIPTokenizer) else {})
+
+
+def tokenizer_in(saved):
+    """The way back: the tokenizer that a weight file was made with. Merges alone do not tell a CLIP's from GPT-2's."""
+    kind = tokenizer.CLIPTokenizer if saved.get("vocabulary") == "clip" else tokenizer.BPETokenizer
+    return kind(saved["tokenizer"])
 
 
 def brought(preset, start, out):
@@ -2489,7 +2514,8 @@ def arguments(argv=None):
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
-    add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets 2,000)")
+    add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets a tenth of"
+                                                      " the run, 100 to 2,000)")
     add("--keep", type=positive, default=2, help="how many checkpoints stay")
     return parser.parse_args(argv)
 
@@ -2505,7 +2531,9 @@ def work_of(args):
     elif args.shard:
         raise ValueError("--shard divides a network among processes; start them with: torchrun --nproc-per-node 8 08_train.py …")
     bf16 = None if args.dtype is None else args.dtype == "bfloat16"
-    every = args.save_every or (200 if args.preset == "tiny" else 2000)
+    # An hour or so of a large run; but who fine-tunes for 500 steps does not want to lose them all, nor to see nothing
+    steps = args.steps or PRESETS[args.preset][args.model].train.steps
+    every = args.save_every or (200 if args.preset == "tiny" else min(2000, max(100, steps // 10)))
     work = Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, every, args.keep)
     return replace(work, peak=1e12 * args.peak if args.peak else matrix_rate(device, wants_bf16(work)))
 
@@ -2525,11 +2553,11 @@ def tokenizer_of(args, preset, start):
     """Whose words the captions are cut into: those that the first weights know, else GPT-2's, else for pictures of one's
     own the best for their captions. None is the little world's. ValueError where the network has no room for them."""
     if start is not None:
-        tok = tokenizer.BPETokenizer(unet.read_weights(start)["tokenizer"])
+        tok = tokenizer_in(unet.read_weights(start))
     elif args.vocab is not None:
         tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
     elif args.data is not None:
-        tok = tokenizer.BPETokenizer.train(captions_in(args.data), preset.network.text.vocab_size)
+        tok = tokenizer.BPETokenizer.train(captions_of(args.data), preset.network.text.vocab_size)
     else:
         return None
     if tok.vocab_size > preset.network.text.vocab_size:
@@ -2550,6 +2578,26 @@ def captions_in(where, most=100_000):
                 most -= 1
             if not most:
                 return
+
+
+@lru_cache
+def captions_of(where):
+    """The same as a tuple, read once."""
+    return tuple(captions_in(where))
+
+
+def words_in(text):
+    """The words of a text in small letters, in order."""
+    return re.findall(r"\w+", text.lower())
+
+
+def words_learned(args, start, most=1000):
+    """All words of somebody's few captions, sorted: what the weights can have learned to draw. Together with those of
+    the weights that they began as. None where nobody can list them: for many captions, for weights of another kind."""
+    if args.data is None:
+        return None
+    before, said = [] if start is None else unet.read_weights(start)["made"].get("words"), captions_of(args.data)
+    return None if before is None or len(said) > most else sorted({*before, *(w for text in said for w in words_in(text))})
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
@@ -2626,18 +2674,19 @@ def command(args):
     start = args.start or (STARTS.get(args.model) if args.preset == "tiny" else None)
     preset, world = chosen(args, start)
     work, pictures, tok = work_of(args), data_of(args, preset), tokenizer_of(args, preset, start)
+    if (words := words_learned(args, start)) is not None:
+        facts["words"] = words
     weights = train(preset, out, difficulty=world, seed=args.seed, work=work, pictures=pictures, tok=tok, start=start,
                     resume=args.resume, facts=facts)
     if team()[0] == 0:
-        tell_what_comes_next(args.model, weights)
+        tell_what_comes_next(args, weights)
 
 
 def chosen(args, start):
     """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
     pictures of one's own take its place."""
     preset = PRESETS[args.preset][args.model]
-    world = args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
-    world = "" if args.data else world
+    world = "" if args.data else args.world or (unet.read_weights(start).get("difficulty") if start else None) or "single"
     options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
     if args.freeze is not None:
@@ -2645,17 +2694,30 @@ def chosen(args, start):
     return replace(preset, train=replace(preset.train, **options)), world
 
 
-def tell_what_comes_next(model, weights):
+def tell_what_comes_next(args, weights):
     """The last lines of a run."""
-    if model == "clip":
+    clip = args.model == "clip"
+    rates = unet.read_file(weights).get("matching") if clip else None    # none of one's own pictures: nobody knows the truth
+    if rates:
         print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
-        print_rates(unet.read_weights(weights)["matching"])
-        print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
-              ' python 09_sample.py "a red heart" --guide clip')
-        return
-    print(f"wrote {weights}, samples.png, loss.png, timesteps.png, log.jsonl\nNext: to draw with it, copy weights.pt to"
-          f" lessons/weights, or to another folder\nwith copies of the rest there, as {model}.pt:"
-          " python 09_sample.py --weights FOLDER")
+        print_rates(rates)
+    left = ["matching.png"] * bool(rates) if clip else ["samples.png", "timesteps.png"]
+    print(f"wrote {', '.join([str(weights), *left, 'loss.png', 'log.jsonl'])}\nNext: to draw with it, copy weights.pt"
+          f" {where_to(args)}, as {args.model}.pt:\n{how_to_draw(args)}")
+
+
+def where_to(args):
+    """Which folder weights belong in. The course's own stay as they are unless a run made others of that kind."""
+    if args.preset == "tiny" and args.data is None:
+        return "to lessons/weights, or to another folder with copies of the rest there"
+    return "to a folder for weights of your own"
+
+
+def how_to_draw(args):
+    """The command that shows what a run has brought."""
+    prompt = "a red heart" if args.data is None else captions_of(args.data)[0]
+    drawing = {"clip": " --guide clip", "inpaint": " --image PICTURE --box 0.5,0,1,1"}.get(args.model.partition("-")[0], "")
+    return f"python 09_sample.py {json.dumps(prompt, ensure_ascii=False)} --weights FOLDER{drawing}"
 
 
 def option(item):

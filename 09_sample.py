@@ -113,18 +113,22 @@ class Model:
     tokenizer: object
     device: str = "cpu"
     preset: str = "tiny"
-    difficulty: str = ""  # what a tiny one was trained on: "single" or "full"
+    difficulty: str = ""  # of the little world it was trained on: "single" or "full"; "" where it was none
     made: dict = field(default_factory=dict)   # how: command, steps, minutes, seed
 
     @classmethod
     def load(cls, path, device="cpu", dtype=torch.float32):
-        """A model of a file that 08 wrote. Raises FileNotFoundError or ValueError, one line each."""
+        """A model of a file that 08 or --convert wrote. Raises FileNotFoundError or ValueError, one line each.
+
+        dtype None stands for what is usual at its size, see `usual_dtype`.
+        """
         saved = unet.read_weights(path)
         network = unet.UNet.out_of(saved, path)
         try:
             process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
-            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype,
-                          difficulty=saved["difficulty"], made=saved["made"])
+            preset = habits_of(saved["size"], network.config)
+            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype or usual_dtype(preset, device),
+                          preset=preset, difficulty=saved["difficulty"], made=saved["made"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} lacks what sampling needs ({e})") from None
 
@@ -148,6 +152,28 @@ class Model:
     def encode(self, prompts):
         """Tokens and mask, [B, K] each, by name."""
         return guidance.encode(prompts, self.tokenizer, self.config.text.context, self.device)
+
+
+def habits_of(size, config):
+    """Whose habits a file's model has, "tiny" or "filtered": it does not say, but its pictures do.
+
+    Photographs of 64 pixels take more steps than glyphs of 16, whoever trained on them, and whatever the width.
+    """
+    small = size // upsample.FACTOR if "upsampler" in PARTS[config.in_channels] else size
+    return "filtered" if small >= train.PRESETS["filtered"]["base"].size else "tiny"
+
+
+def usual_dtype(preset, device):
+    """The numbers to draw with: 16 bits where they are fast and the model is large enough to gain by them.
+
+    bfloat16 if there is a choice, because it cannot overflow where float32 does not (08); float16 on GPUs that do not
+    have it. A CPU without instructions for 16 bits would convert them back and forth.
+    """
+    if preset == "tiny":
+        return torch.float32
+    if train.has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def in_precision(network, dtype):
@@ -221,7 +247,8 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
              **how):
     """A prompt becomes pictures: uint8 [n, 3, H, W]. The k-th picture depends on the seed and k alone.
 
-    base, upsampler, clip  a Model or Clip, or a function that loads one, which is then in memory while it works
+    base, upsampler, clip  a Model or Clip, or a function that loads one, which is then in memory while it works;
+        upsampler None: there is none, and the small pictures are the answer
     candidates  so many small pictures are drawn; those n that fit the prompt best, says clip, are enlarged
     watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
     known  as for draw_small;  how, large  changes of the base model's and the upsampler's sampling
@@ -242,7 +269,7 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
         fit = (guide or opened(clip)).fit(small, [prompt] * candidates)
         small = small[fit.argsort(descending=True)[:n].to(small.device)]
     guide = None   # the upsampler has the memory to itself
-    pictures = in_batches(enlarge_some, opened(upsampler), n, large)
+    pictures = small if upsampler is None else in_batches(enlarge_some, opened(upsampler), n, large)
     if not torch.isfinite(pictures).all():
         raise ValueError("the numbers grew beyond what this --dtype holds; try float32, or a smaller --scale")
     return train.to_bytes(pictures).cpu()
@@ -385,7 +412,8 @@ class Clip:
         saved = unet.read_weights(path)
         network = guidance.NoisedCLIP.out_of(saved, path).to(device)
         try:
-            return cls(network, tokenizer.BPETokenizer(saved["tokenizer"]), device, "tiny", saved["difficulty"])
+            preset = "tiny" if network.config.size < train.PRESETS["filtered"]["clip"].size else "filtered"
+            return cls(network, train.tokenizer_in(saved), device, preset, saved["difficulty"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} lacks what reading captions needs ({e})") from None
 
@@ -685,18 +713,26 @@ def export_openai_clip(clip):
 def check_prompt(prompt, model):
     """Raises ValueError, one line, for a prompt that these weights cannot know how to draw.
 
-    A model does not refuse: asked for what it never saw, it draws something, and one would blame the sampler. The tiny
-    ones have a grammar, so here one can tell beforehand; the released ones take any text.
+    A model does not refuse: asked for what it never saw, it draws something, and one would blame the sampler. The
+    little world has a grammar, so here one can tell beforehand; those that saw photographs, somebody's twenty or
+    OpenAI's millions, take any text (see `unknown_words`).
     """
     if not prompt.strip():
         raise ValueError('the prompt is empty; try "a red heart above a blue umbrella"')
-    if model is None or model.preset != "tiny":
+    if model is None or not model.difficulty:
         return
     scene = tokenizer.Scene.parse(prompt)
     strange = [thing.noun for thing in scene.things if thing.noun not in tokenizer.EASY_NOUNS]
     if model.difficulty == "single" and (scene.kind != "single" or strange):
         raise ValueError(f"these weights were trained on single things only ({', '.join(tokenizer.EASY_NOUNS)}); "
                          f"{prompt!r} asks for more")
+
+
+def unknown_words(prompt, model):
+    """The words of a prompt that were in none of the few captions a model was trained on, in order; [] where there
+    were many captions, or another model's before them (`made` lists the words of a small folder only)."""
+    known = model.made.get("words")
+    return [] if known is None else [word for word in dict.fromkeys(train.words_in(prompt)) if word not in known]
 
 
 def sheet(pictures, *, width=512, gap=8):
@@ -842,7 +878,8 @@ def arguments(argv=None):
     add("--candidates", type=train.positive, help="with --rerank: draw so many small pictures (default 16) …")
     add("--rerank", action="store_true", help="… and enlarge those --n that a noised CLIP finds fit best")
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
-    add("--weights", type=Path, default=WEIGHTS, help="folder of the tiny base.pt, upsampler.pt, clip.pt and judges")
+    add("--weights", type=Path, help="folder of base.pt, upsampler.pt, clip.pt, … that 08 trained, of any size; without an"
+                                     " upsampler.pt the small picture is shown (default of tiny: lessons/weights)")
     add("--random-weights", action="store_true", help="draw noise with weights that know nothing: does it run here?")
     add("--measure", action="store_true", help="no picture: how many captions come out right")
     add("--fetch", nargs="?", const="base", choices=GROUPS,
@@ -855,7 +892,10 @@ def arguments(argv=None):
         help="auto: 16 bits for the large presets where they are fast")
     add("--batch", type=train.positive, help="pictures at a time (default: tiny 64, else 8 and 2); fewer need less memory")
     add("--keep", action="store_true", help="hold all weights in memory, not one model's at a time")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.preset == "tiny" and args.weights is None:
+        args.weights = WEIGHTS
+    return args
 
 
 def finite(text):
@@ -901,26 +941,16 @@ def strip_of(out):
 
 
 def dtype_of(args):
-    """The numbers to compute with: 16 bits where they are fast and the model is large enough to gain by them.
-
-    bfloat16 if there is a choice, because it cannot overflow where float32 does not (08); float16 on GPUs that do not
-    have it. A CPU without instructions for 16 bits would convert them back and forth.
-    """
-    if args.dtype != "auto":
-        return getattr(torch, args.dtype)
-    if args.preset == "tiny":
-        return torch.float32
-    if train.has_fast_bf16(args.device):
-        return torch.bfloat16
-    return torch.float16 if torch.device(args.device).type == "cuda" else torch.float32
+    """What --dtype says of a preset's models; of those in a folder, see `load_own`."""
+    return usual_dtype(args.preset, args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
-def load_tiny(args, name):
-    """base.pt, upsampler.pt or clip.pt of the folder; ValueError for one in another's place."""
+def load_own(args, name):
+    """base.pt, upsampler.pt or clip.pt of the folder of weights; ValueError for one in another's place."""
     path = args.weights / f"{name}.pt"
     if name == "clip":
         return Clip.load(path, args.device)
-    model = Model.load(path, args.device, dtype_of(args))
+    model = Model.load(path, args.device, None if args.dtype == "auto" else getattr(torch, args.dtype))
     if model.part != name:
         raise ValueError(f"{path} is a model of kind {model.part}; a model of kind {name} was expected")
     return model
@@ -980,23 +1010,24 @@ def of_files(load, config, *paths):
 def loaders(args):
     """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now.
 
-    Functions, so that `generate` can have one large model in memory at a time. Those of the tiny ones, and all with
-    --keep, remember what they loaded.
+    Functions, so that `generate` can have one large model in memory at a time. Those of a folder of weights, and all
+    with --keep, remember what they loaded. A folder without an upsampler has none to offer: None.
     """
     kinds = {"base": "base", "upsampler": "upsampler"}
     if args.image is not None:
-        kinds = for_inpainting(args.weights if args.preset == "tiny" else None)
+        kinds = for_inpainting(args.weights)
     if args.rerank or args.guide == "clip":
         kinds["clip"] = "clip"
     if args.random_weights:
         load = partial(load_random, args)
-    elif args.preset == "tiny":
+    elif args.weights is not None:
         if "clip" in kinds and not (args.weights / "clip.pt").is_file():
-            raise ValueError(f"the tiny weights come without a CLIP; --preset filtered has one, and python 08_train.py"
+            raise ValueError(f"these weights come without a CLIP; --preset filtered has one, and python 08_train.py"
                              f" clip trains one: its weights.pt belongs in {args.weights}, as clip.pt")
-        load = partial(load_tiny, args)
+        load = partial(load_own, args)
     elif args.preset == "paper":
-        raise ValueError("nobody has published weights of the paper's size; --random-weights shows whether they would run")
+        raise ValueError("nobody has published weights of the paper's size; --weights FOLDER draws with your own, and"
+                         " --random-weights shows whether they would run")
     else:
         folder = args.cache or cache_folder()
         needed = [*kinds.values(), "merges"] + ["clip-image", "clip-text", "clip-merges"] * ("clip" in kinds)
@@ -1004,7 +1035,22 @@ def loaders(args):
             raise trouble
         load = partial(load_released, args, folder)
     loading = {name: partial(load, kind) for name, kind in kinds.items()}
-    return {name: lru_cache(load) for name, load in loading.items()} if args.keep or args.preset == "tiny" else loading
+    if args.keep or from_a_folder(args):
+        loading = {name: lru_cache(load) for name, load in loading.items()}
+    if from_a_folder(args) and lacks_upsampler(args.weights, kinds):
+        loading["upsampler"] = None
+    return loading
+
+
+def from_a_folder(args):
+    """Whether a drawing's models are files of a folder of weights, the course's or one's own."""
+    return args.weights is not None and not args.random_weights
+
+
+def lacks_upsampler(folder, kinds):
+    """Whether a folder of weights holds the small model and no large one. (If it lacks both, that is for the small one to
+    say, which is missed first.)"""
+    return (folder / f"{kinds['base']}.pt").is_file() and not (folder / f"{kinds['upsampler']}.pt").is_file()
 
 
 def changes(args, *names):
@@ -1029,11 +1075,28 @@ def ready(args):
         raise ValueError("--candidates belongs to --rerank, and there must be at least as many as --n asks for")
     check_prompt(args.prompt, None)
     models = loaders(args)
-    if args.preset == "tiny" and not args.random_weights:
-        models = {name: load() for name, load in models.items()}
+    if from_a_folder(args):
+        models = {name: load and load() for name, load in models.items()}
+        check_fit(models["base"], models["upsampler"], args.weights)
         for name in models.keys() & {"base", "clip"}:
             check_prompt(args.prompt, models[name])
     return models
+
+
+def check_fit(base, upsampler, folder):
+    """Raises ValueError where the one draws what the other cannot enlarge: a network of 16 pixels runs at 64, too."""
+    if upsampler is not None and upsampler.size != upsample.FACTOR * base.size:
+        raise ValueError(f"in {folder} the base model draws {base.size} pixels and the upsampler enlarges"
+                         f" {upsampler.size // upsample.FACTOR}: they do not belong together")
+
+
+def remarks(prompt, base, upsampler, folder):
+    """What a person should know of a drawing with weights of their own, a line each."""
+    if strange := unknown_words(prompt, base):
+        yield (f"no caption that these weights were trained on has {', '.join(map(repr, strange))}: such words mean nothing to"
+               " them, and what is drawn is guesswork")
+    if upsampler is None:
+        yield f"{folder} holds no upsampler: this is the small picture, {base.size}×{base.size}, its pixels as they are"
 
 
 def sample(args):
@@ -1044,17 +1107,20 @@ def sample(args):
     be drawn again.
     """
     models, (how, large) = ready(args), settings(args)
+    base = models["base"] if from_a_folder(args) else None
     args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
-    sketch, known = read_sketch(args), read_known(args, train.PRESETS[args.preset]["base"].size)
+    sketch, known = read_sketch(args), read_known(args, (base or train.PRESETS[args.preset]["base"]).size)
     out, watch = target(args), Watch()
     print(", ".join([repr(args.prompt), f"seed {args.seed}", *(f"{name} {value}" for name, value in how.items())]))
+    for remark in remarks(args.prompt, base, models["upsampler"], args.weights) if base else ():
+        print(remark)
     pictures = generate(args.prompt, n=args.n or 1, seed=args.seed, watch=watch, known=known, large=large, sketch=sketch,
                         guide=args.guide, candidates=(args.candidates or 16) if args.rerank else None, **models, **how)
     if known is not None:
         pictures = torch.stack([torch.from_numpy(np.array(known.put_back(p))).permute(2, 0, 1) for p in pictures])
     if args.rerank:
         watch.frames["base"].clear()     # they are of the first candidate, which need not be the best
-    zoomed = args.preset == "tiny" and known is None
+    zoomed = (base.preset if base else args.preset) == "tiny" and known is None
     save_picture(sheet(pictures, width=512 if zoomed else 1), out)
     save_picture(watch.strip(), strip_of(out))
     print(f"wrote {out}\n      {strip_of(out)}: what the model believed on the way")
@@ -1067,7 +1133,10 @@ def measure(args):
     """
     if args.preset != "tiny":
         raise ValueError("only the tiny weights can be measured: their captions have a truth that can be checked")
-    base, upsampler = (load_tiny(args, name) for name in ("base", "upsampler"))
+    base, upsampler = (load_own(args, name) for name in ("base", "upsampler"))
+    if not (base.difficulty and upsampler.difficulty):
+        raise ValueError(f"the weights in {args.weights} were not trained on the little world: of other pictures no judge"
+                         " knows what is true, and --measure has nothing to count")
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS
