@@ -40,7 +40,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -886,6 +886,10 @@ def arguments(argv=None):
         help="no picture: fetch released files: base model and upsampler (default), inpaint, clip, or all")
     add("--cache", type=lambda text: Path(text).expanduser(),
         help="folder of released files (default: $GLIDE_CACHE or ~/.cache/glide-readable)")
+    add("--convert", type=Path, metavar="FOLDER",
+        help="no picture: write the fetched models there as weight files that 08 can --start from")
+    add("--export", type=Path, metavar="FOLDER",
+        help="no picture: write the large models of --weights there as OpenAI's files are laid out")
     add("--mirror", metavar="URL", help="with --fetch: the address of a folder that holds copies of the files")
     add("--device", type=train.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
@@ -979,13 +983,19 @@ def load_random(args, part):
 
 def load_released(args, folder, part):
     """One of OpenAI's models, or their CLIP, out of the cache folder."""
-    files = {name: folder / entry.file for name, entry in RELEASED.items()}
-    preset = train.PRESETS["filtered"][part]
+    (network, tok), preset = released_model(folder, part), train.PRESETS["filtered"][part]
     if part == "clip":
-        clip = of_files(load_openai_clip, preset.network, files["clip-image"], files["clip-text"])
-        return Clip(clip.to(args.device), tokenizer.CLIPTokenizer.from_file(files["clip-merges"]), args.device)
-    network, tok = of_files(released_unet, preset.network, files[part]), tokenizer.BPETokenizer.from_gpt2(files["merges"])
+        return Clip(network.to(args.device), tok, args.device)
     return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
+
+
+def released_model(cache, part):
+    """One of the released models, its network and its tokenizer, out of the cache folder."""
+    files, config = {name: cache / entry.file for name, entry in RELEASED.items()}, train.PRESETS["filtered"][part].network
+    if part == "clip":
+        clip = of_files(load_openai_clip, config, files["clip-image"], files["clip-text"])
+        return clip, tokenizer.CLIPTokenizer.from_file(files["clip-merges"])
+    return of_files(released_unet, config, files[part]), tokenizer.BPETokenizer.from_gpt2(files["merges"])
 
 
 def for_inpainting(folder=None):
@@ -1516,6 +1526,74 @@ def fetch_command(args):
         print(f"{path}: {known}", flush=True)
 
 
+# --- Between their files and ours ---------------------------------------------------------------------
+
+# A released file holds weights and nothing else; one of ours also says what they are weights of, and so 08 can begin
+# with it: fine-tune it on somebody's pictures, grow channels onto it. One way is --convert, the way back --export: what
+# was fine-tuned here then runs in every program that reads the released files.
+def convert(args):
+    """--convert FOLDER: the released models of the cache as weight files of the course, which 08 takes with --start.
+
+    16 bits a number, as 08 writes them: half the size, and a picture does not show it. What is there is left alone.
+    """
+    cache, out = args.cache or cache_folder(), args.convert
+    needs = {part: ("merges", part) for part in PARTS.values()} | {"clip": GROUPS["clip"]}    # the last one decides
+    there = [part for part, files in needs.items() if (cache / RELEASED[files[-1]].file).is_file()]
+    if trouble := missing(sorted({name for part in there or ["base"] for name in needs[part]}), cache):
+        raise trouble
+    for part in there:
+        path = out / f"{part}.pt"
+        if os.path.lexists(path):
+            print(f"{path}: was there, and stays as it is")
+            continue
+        network, tok = released_model(cache, part)
+        unet.save_weights(path, network, **facts_of(part, tok))
+        print(f"{path}: {unet.parameters(network):,} parameters, {amount(size_of(path))} in 16 bits", flush=True)
+    print(f'Next: python 08_train.py base --preset filtered --start {out / "base.pt"} --data PICTURES --steps 2000 --lr 1e-5'
+          " --batch 8 --parts 4 --freeze text")
+
+
+def facts_of(part, tok):
+    """What a weight file of ours tells beside the weights, of a released model: as 08 would, but for how it was made."""
+    preset = train.PRESETS["filtered"][part]
+    sources = ("clip-image", "clip-text") if part == "clip" else (part,)
+    made = {"from": [f"{RELEASED[name].source}/{RELEASED[name].file}" for name in sources]}
+    return {"size": preset.size, "diffusion": asdict(preset.diffusion), "difficulty": "", "made": made, **train.kept(tok)}
+
+
+def export(args):
+    """--export FOLDER: the models of --weights as files with the released names, keys and shapes, in float32.
+
+    All is looked at before anything is written.
+    """
+    parts = [part for part in (*PARTS.values(), "clip") if (args.weights / f"{part}.pt").is_file()]
+    if not parts:
+        raise ValueError(f"{args.weights} holds no base.pt, upsampler.pt, … to export")
+    files = {args.export / RELEASED[name].file: state for part in parts for name, state in as_released(args, part).items()}
+    if there := [path for path in files if os.path.lexists(path)]:
+        raise ValueError(f"{there[0]} exists already; give --export another folder, or remove it first")
+    for path, state in files.items():
+        with unet.whole_file(path) as partial:
+            torch.save(state, partial)
+        print(f"{path}: {amount(size_of(path))}, as OpenAI's is laid out", flush=True)
+
+
+def as_released(args, part):
+    """One of our files as the released ones that hold the same: {name in RELEASED: state dict}. ValueError for a model
+    that the released code could not draw with: for another schedule, or v instead of ε, their files have no word."""
+    path = args.weights / f"{part}.pt"
+    saved, published = unet.read_weights(path), asdict(train.PRESETS["filtered"][part].diffusion)
+    if saved.get("diffusion") != published:
+        raise ValueError(f"{path} draws by {saved.get('diffusion')} and the released code by {published}: it could not use it")
+    if part == "clip":
+        return dict(zip(("clip-image", "clip-text"), export_openai_clip(guidance.NoisedCLIP.out_of(saved, path))))
+    return {part: export_openai(unet.UNet.out_of(saved, path))}
+
+
+# What --OPTION does instead of drawing
+COMMANDS = {"fetch": fetch_command, "convert": convert, "export": export, "measure": measure}
+
+
 def main(argv=None):
     """The command line. -> exit status: 0, 2 for what a person can mend (one line on stderr), 130 after Ctrl-C.
 
@@ -1525,9 +1603,11 @@ def main(argv=None):
     try:
         if args.mirror and not args.fetch:
             raise ValueError("--mirror says where to fetch from; it goes with --fetch")
-        if args.prompt is None and not args.measure and not args.fetch:
+        if args.export and args.weights is None:
+            raise ValueError("--export FOLDER writes what --weights FOLDER holds; give both")
+        command = next((command for option, command in COMMANDS.items() if getattr(args, option)), sample)
+        if args.prompt is None and command is sample:
             raise ValueError('what shall it draw? python 09_sample.py "a red heart above a blue umbrella"')
-        command = fetch_command if args.fetch else measure if args.measure else sample
         command(args)
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(e):
