@@ -28,8 +28,9 @@ Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 
 (1+w)·ε_c - w·ε_∅, so s = 1 + w); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (sections 2.3, 2.4, 4.4 and 5: s is
 3); [C] CLIP, Radford et al. 2021, arXiv 2103.00020 (section 2).
 
-    python 05_guidance.py       about ten seconds: what guidance does to a distribution one can plot, then
-                                one prompt drawn at scales 0, 1, 3 and 8; a picture in outputs/
+    python 05_guidance.py       about ten seconds: what guidance does to a distribution one can plot, one
+                                prompt drawn at scales 0, 1, 3 and 8, then by the noised CLIP, and what that
+                                takes for a heart; a picture in outputs/
 """
 import random
 import time
@@ -281,7 +282,7 @@ def trained(name, wrap=lambda network: network):
 # --- The demonstration -------------------------------------------------------------------------------
 
 SCALES = (0, 1, 3, 8)
-CLIP_SCALES = (0, 0.5, 1, 3)
+CLIP_SCALES = (0, 1, 3, 8)
 PROMPT = "a large red heart on a white background"
 MEANS = torch.tensor([[-0.35, -0.05], [0.25, 0.35], [0.3, -0.35]]).view(3, 2, 1, 1)   # three Gaussians that overlap
 
@@ -329,50 +330,55 @@ def show_the_prompt(n=6):
     return drawn
 
 
-RIVALS = PROMPT, "a large blue heart on a white background", "a large red umbrella on a white background", \
-    "a small red heart on a white background", "a large red heart on a black background"
+# Captions that differ from PROMPT in one thing each, and what that is.
+RIVALS = {"true caption": PROMPT, "blue": "a large blue heart on a white background",
+          "umbrella": "a large red umbrella on a white background", "small": "a small red heart on a white background",
+          "on black": "a large red heart on a black background"}
 
 
-def show_the_clip(n=6, examples=60):
-    """The other guide, where its weights are: what it sees in noise, and where its gradient leads.
+def show_the_clip(n=6):
+    """The other guide, where its weights are: what it sees in noise, and where it leads a model that is told nothing.
     -> pictures [n, 3, 16, 16] by scale, or {}"""
     path = unet.WEIGHTS / "clip.pt"
-    print("\n── 4. The noised CLIP: which caption is it, and where would it fit better?")
+    print("\n── 4. The noised CLIP: which caption fits, and what would fit better?")
     if not path.exists():
         print("   (python 08_train.py clip trains one; its weights.pt belongs in lessons/weights, as clip.pt)")
         return {}
-    saved = unet.read_weights(path)
-    clip, (model, config, encode) = NoisedCLIP.out_of(saved, path), trained("base")
-    words = encode_clip(RIVALS, tokenizer.BPETokenizer(saved["tokenizer"]), clip.config.text.context)
+    saved, (model, config, encode) = unet.read_weights(path), trained("base")
+    clip, tok, drawn = NoisedCLIP.out_of(saved, path), tokenizer.BPETokenizer(saved["tokenizer"]), {}
     with torch.no_grad():
-        texts = clip.text(**words)
-    show_the_fit(clip, texts, diffusion.Diffusion.of(config), examples)
-    drawn = {}
+        texts = clip.text(**encode_clip(RIVALS.values(), tok, clip.config.text.context))
+    real = show_the_fit(clip, texts, diffusion.Diffusion.of(config))
+    print(f"   its logit for the true caption is {real:.1f} on average for real pictures; for those of a model that is told\n"
+          "   nothing and pulled by it alone:")
+    nothing = encode([PROMPT] * n)
+    nothing["mask"][:] = False       # the empty caption, as in training
     for scale in CLIP_SCALES:
         g, start = torch.Generator().manual_seed(1), time.time()
-        noise = torch.randn(n, 3, 16, 16, generator=g)
-        drawn[scale] = diffusion.Diffusion.of(config, "25").ddpm_sample(
-            model, noise, grad_fn=clip_guidance(clip, texts[:1], scale), generator=g, **encode([PROMPT] * n))
+        drawn[scale] = x = diffusion.Diffusion.of(config, "25").ddpm_sample(
+            model, torch.randn(n, 3, 16, 16, generator=g), generator=g,
+            grad_fn=clip_guidance(clip, texts[:1], scale), **nothing)
         with torch.no_grad():
-            fit = LOGIT_SCALE * (clip.image(drawn[scale], torch.zeros(n, dtype=torch.long)) @ texts[0]).mean()
-        print(f"   s = {scale:<3} its own logit of what was drawn: {fit:5.1f}; pictures differ by "
-              f"{drawn[scale].std(0).mean():.3f}   ({time.time() - start:.1f} s)")
+            fit = LOGIT_SCALE * (clip.image(x, torch.zeros(n, dtype=torch.long)) @ texts[0]).mean()
+        print(f"   s = {scale}: {fit:5.1f}   ({time.time() - start:.1f} s)")
+    print("   so much for its own opinion: see in the picture what it takes for a heart")
     return drawn
 
 
 @torch.no_grad()
-def show_the_fit(clip, texts, d, n):
-    """A true caption among false ones, asked of real pictures at several noise levels."""
+def show_the_fit(clip, texts, d, n=60):
+    """A true caption among false ones, asked of real pictures at several noise levels. -> the true one's mean logit"""
     rng, scene = random.Random(0), tokenizer.Scene.parse(PROMPT)
     x0 = diffusion.reduce(diffusion.draw_all((scene.fill(rng) for _ in range(n)), rng), 16)
-    print(f"   what it believes of {n} real pictures of {PROMPT!r}:\n   {'t':>8}"
-          + "".join(f"{words:>14}" for words in ("true caption", "blue", "umbrella", "small", "on black")))
+    print(f"   of {n} real pictures of it; the other captions differ in one thing\n   "
+          + "".join(f"{words:>14}" for words in ("t", *RIVALS)))
     for t in (0, 300, 600, 900):
         steps = torch.full((n,), t)
         x_t = d.q_sample(x0, steps, torch.randn(x0.shape, generator=torch.Generator().manual_seed(t)))
-        # p(caption | x_t) among these five: the softmax of 100·f·g   [C section 2.3]
-        belief = (LOGIT_SCALE * clip.image(x_t, steps) @ texts.T).softmax(1).mean(0)
-        print(f"   {t:>8}" + "".join(f"{p:>14.1%}" for p in belief.tolist()))
+        # p(caption | x_t), if it is one of these: the softmax of 100·f·g   [C section 2.3]
+        logits = LOGIT_SCALE * clip.image(x_t, steps) @ texts.T
+        print(f"   {t:>14}" + "".join(f"{p:>14.1%}" for p in logits.softmax(1).mean(0).tolist()))
+    return LOGIT_SCALE * (clip.image(x0, torch.zeros_like(steps)) @ texts[0]).mean().item()
 
 
 def show_the_cost():
@@ -396,8 +402,9 @@ def save_picture(points, rows, path):
     """Above, the guided mixture; below, rows {title: {scale: pictures}} of guided drawings; one column a scale."""
     from matplotlib.figure import Figure
     rows = {title: drawn for title, drawn in rows.items() if drawn}
-    figure = Figure(figsize=(12, 4.5 + 3.9 * len(rows)), layout="constrained")
-    above, *below = figure.subfigures(1 + len(rows), 1, height_ratios=(1, *[0.86] * len(rows)))
+    heights = [4.0] + [2.95] * len(rows)
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    above, *below = figure.subfigures(len(heights), 1, height_ratios=heights)
     for ax, (scale, xy) in zip(above.subplots(1, len(SCALES)), points.items()):
         ax.scatter(*MEANS.flatten(1).T, s=2600, color="0.9")
         ax.scatter(*xy.T, s=4, color="#c0392b", alpha=0.35, linewidths=0)
@@ -408,7 +415,8 @@ def save_picture(points, rows, path):
     for part, (title, drawn) in zip(below, rows.items()):
         part.suptitle(title, size=16)
         for ax, (scale, x) in zip(part.subplots(1, len(drawn)), drawn.items()):
-            tiles = F.pad(x.clamp(-1, 1).add(1).div(2).view(2, 3, *x.shape[1:]), (1, 1, 1, 1), value=0.8)   # two rows of three
+            tiles = x.clamp(-1, 1).add(1).div(2).view(2, 3, *x.shape[1:])        # two rows of three
+            tiles = F.pad(tiles, (1, 1, 1, 1), value=0.8)                        # a frame round each
             ax.imshow(tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
             ax.set_title(f"s = {scale}", size=14)
             ax.axis("off")
@@ -423,7 +431,7 @@ def main():
     points, free, clip = show_the_mixture(d), show_the_prompt(), show_the_clip()
     show_the_cost()
     rows = {f"“{PROMPT}”: the same six noises, classifier-free": free,
-            "… and pulled by the noised CLIP: s = 0 is the model as trained": clip}
+            "The same prompt known to the noised CLIP only, which pulls a model that is told nothing": clip}
     save_picture(points, rows, OUTPUTS / "05_guidance.png")
     print("\nThe picture is outputs/05_guidance.png.\nNext: python 06_inpaint.py draws into a part of a picture.")
 

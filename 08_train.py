@@ -269,7 +269,7 @@ TABLES = ("captions.jsonl", "captions.csv")
 MAX_BYTES = 2 ** 26                 # of one file, 67 MB
 MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
 MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
-GAP = 3                             # cheap reduction is left off at this many times the size wanted
+GAP = 3                             # quick, rough reduction ends at so many times the wanted size; a good one follows
 
 
 @dataclass(frozen=True)
@@ -605,7 +605,7 @@ def permutation(n, seed, epoch):
 def deal(bookmarks, readers):
     """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
 
-    Nothing is lost and nothing comes twice, but the order changes: what lay between the readers comes first.
+    Nothing is lost and nothing comes twice. The order may change: what lay between the readers comes first.
     """
     if len(bookmarks) == readers:
         return bookmarks
@@ -614,6 +614,9 @@ def deal(bookmarks, readers):
     left = [place for mark in bookmarks for place in mark["begun"]]
     left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
     left.sort()
+    while left and left[-1] == [front - 1, 0]:   # readers in step leave no gaps: then the order stays, too
+        front -= 1
+        left.pop()
     return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
 
 
@@ -677,7 +680,7 @@ def counted(bad, first):
 class Batches(IterableDataset):
     """What a process or each of its workers goes through: whole batches, each with what is known after it.
 
-    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)); a text alone, and no more, where it cannot go on: an
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)). Where it cannot go on a text alone, and no more: an
     error that crossed from a worker would bring its traceback along.
     """
 
@@ -760,12 +763,21 @@ class Pictures:
             # A worker was killed, mostly for the memory it took
             raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
         if len(item) == 1:
+            self.close()
             raise ValueError(f"{self.where}: {item[0]}")
         pictures, captions, bookmark, counts = item
         turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
         self.bookmarks[turn], self.counts[turn] = bookmark, counts
         self.delivered += 1
         return pictures, captions
+
+    def close(self):
+        """Let the workers go; nothing comes after it.
+
+        Python would see to it too, but late if an error still holds on to this object: the queues may then be gone by
+        which workers are told, and each is waited for in vain, five seconds long.
+        """
+        self._batches = iter(())
 
     @property
     def seen(self):
@@ -823,6 +835,12 @@ def wants_bf16(work):
     return has_fast_bf16(work.device) if work.bf16 is None else work.bf16
 
 
+def autocast(device, wanted=True):
+    """Inside, matrix products and convolutions are in bfloat16. Each weight is used once on a way forward, so the store
+    of 16-bit copies that torch would keep till its end is of no use, and 7 GB for the paper's base model."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=wanted, cache_enabled=False)
+
+
 def in_bf16(model, device, wanted=None):
     """A denoiser that computes in bfloat16: if `wanted`, or, where that is None, if it is fast on the device. Weights,
     gradients and the answer stay float32.
@@ -836,11 +854,11 @@ def in_bf16(model, device, wanted=None):
         return model
 
     def denoiser(x, t, **cond):
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with autocast(device):
             return model(x, t, **cond)
 
     def prepare(**cond):
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with autocast(device):
             return diffusion.prepare(model, **cond)
 
     denoiser.prepare = prepare
@@ -1079,7 +1097,7 @@ class Run:
         self.ill, self.lost = (0, self.lost) if healthy else (self.ill + 1, self.lost + 1)
         if self.ill == PATIENCE:
             raise ValueError(f"the loss or gradient of {PATIENCE} steps in a row, up to step {self.step}, was no finite"
-                             " number; the checkpoints are from before. Begin anew with a smaller --lr and another --out")
+                             " number. The checkpoints are from before; begin anew with a smaller --lr, in another --out")
         return mean
 
     def _summing(self, last):
@@ -1163,7 +1181,7 @@ class Run:
                 torch.save({**self.tensors(), **facts}, partial)
 
     def resume(self, path):
-        """Go on where a checkpoint of the same run stopped. ValueError if it is another run's, Damaged if it is none."""
+        """Go on where a checkpoint of the same run stopped. ValueError if it is of another, Damaged if of none."""
         if path.suffix == ".shards":
             return self._resume_shards(path)
         if not path.is_file():
@@ -1373,7 +1391,7 @@ class CLIPTrainer(Run):
         """The losses of the whole batch, [B]: each process knows all the answers, and has a gradient for its own."""
         given = {name: value.to(self.device) for name, value in examples.items()}
         fits = given.pop("fits")
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=wants_bf16(self.work)):
+        with autocast(self.device, wants_bf16(self.work)):
             images, texts = self.answer(**given)
         return contrastive_loss(of_all(images.float()), of_all(texts.float()), fits)
 
@@ -1978,7 +1996,7 @@ def print_memory(plan, unit, name):
     for way, kept in plan.kept.items():
         sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
         row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
-    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}, which is --parts {plan.part // n}")
 
 
 def print_work(plan):
@@ -2510,7 +2528,7 @@ def arguments(argv=None):
     add = sums.add_argument
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--parts", type=positive, default=1, help="a batch goes through in so many parts: less memory")
-    add("--recompute", action="store_true", help="compute activations again on the way back: less memory, a third slower")
+    add("--recompute", action="store_true", help="compute activations again on the way back: much less memory, a fifth more work")
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")

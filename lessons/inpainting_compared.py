@@ -16,7 +16,8 @@ Three measures, each with its 95% interval over all pictures of all seeds:
 
   right    everything that the caption names is there, says the judge (08), who looks at the whole picture. What the
            caption leaves open it does not ask: another background in the hole shows in the next measure
-  edge     how much larger the mean jump across the hole's edge is than the true picture's at the same places
+  edge     the jump across the hole's edge, at the places where the true picture has none: the median of a picture's. A
+           seam runs along all of the edge; a thing that is drawn up to it touches some of it, and may
   context  how far the network's own predicted pictures are off where the truth is known, before they are corrected,
            the mean over the walk: how much of its surroundings the network has understood
 
@@ -49,14 +50,14 @@ diffusion, guidance, inpaint = train.diffusion, train.guidance, train.inpaint
 HOLES = ("box", "half", "border", "stroke")
 WAYS = {"overwrite": "overwrite x_t", "replace": "replace x̂_0", "fine-tune": "fine-tune"}
 COLORS = {"overwrite": "tab:orange", "replace": "tab:blue", "fine-tune": "tab:green"}
-MEASURES = {"right": "captions that came out right", "edge": "edge: jump beyond the true picture's, of 255",
+MEASURES = {"right": "captions that came out right", "edge": "edge: jump where there should be none, of 255",
             "context": "context: error where the picture is known, of 255"}
 ASKED = list(dict.fromkeys(name for name, _ in train.QUESTIONS))     # layout, background, noun, color, size
 
 
 def interval(name, values):
     """(mean, low, high), 95%, of one of MEASURES."""
-    return train.mean_interval(values, rate=name == "right")
+    return train.mean_interval(values[~values.isnan()], rate=name == "right")
 
 
 # --- The fixed set -----------------------------------------------------------------------------------
@@ -153,9 +154,14 @@ def fill(way, model, edits, hole, seed, steps, scale):
 
 
 def edges(drawn, image, mask):
-    """How much larger each picture's jump across its hole's edge is than the true one's: [n], in levels of 255."""
-    trios = zip(drawn.split(1), image.split(1), mask.split(1))
-    return 127.5 * torch.tensor([inpaint.seam(x, known) - inpaint.seam(true, known) for x, true, known in trios])
+    """How visible each picture's edge is: the median jump across it, where the true picture has none: [n], in levels of
+    255. Not a number where the true one jumps everywhere."""
+    found = []
+    for x, true, known in zip(drawn, image, mask):
+        jumps = [x.diff(dim=dim).abs().mean(0)[known.diff(dim=dim)[0].bool() & (true.diff(dim=dim) == 0).all(0)]
+                 for dim in (1, 2)]
+        found.append(torch.cat(jumps).median() if sum(map(len, jumps)) else torch.tensor(torch.nan))
+    return 127.5 * torch.stack(found)
 
 
 def examined(drawn, context, edits, hole, judge):

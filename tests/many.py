@@ -13,19 +13,37 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import small  # noqa: E402  (the folders above must be known first)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from PIL import Image  # noqa: E402
 
 unet, guidance, train = import_module("03_unet"), import_module("05_guidance"), import_module("08_train")
 BATCH, STEPS = 12, 3
 # name -> the model, and how the sums are done
 EXPERIMENTS = {"base": ("base", {}), "parts": ("base", {"parts": 2}), "shard": ("base", {"shard": True}),
                "shard in parts": ("base", {"shard": True, "parts": 2}), "frozen": ("inpaint", {}),
-               "inpaint-upsampler": ("inpaint-upsampler", {}), "clip": ("clip", {}), "shard a clip": ("clip", {"shard": True})}
+               "inpaint-upsampler": ("inpaint-upsampler", {}), "clip": ("clip", {}), "shard a clip": ("clip", {"shard": True}),
+               "pictures": ("base", {"shard": True})}
 
 
-def trainer_of(kind, **work):
+def pictures_in(folder):
+    """Forty files and their captions, and a function that reads them, as a Run takes it."""
+    if not (folder / "39.txt").exists():
+        folder.mkdir()
+        pictures, captions, _ = train.diffusion.world_pictures(40, seed=1)
+        for i, (picture, caption) in enumerate(zip(pictures, captions)):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+            (folder / f"{i}.txt").write_text(caption)
+
+    def read(*, batch, reader, state):
+        return train.Pictures(folder, train.DataConfig(16, batch), reader=reader, state=state)
+    return read
+
+
+def trainer_of(name, folder, **work):
     """A run in float32, so that two of them differ by the order of their sums and nothing else."""
-    how = dict(batch=BATCH, steps=STEPS, warmup=0, lr=1e-3)
+    kind, how = EXPERIMENTS[name][0], dict(batch=BATCH, steps=STEPS, warmup=0, lr=1e-3)
     work = train.Work(bf16=False, **work)
+    if name == "pictures":
+        return train.Trainer(small.preset(**how), seed=5, pictures=pictures_in(folder / "forty"), work=work)
     if kind == "clip":
         return train.CLIPTrainer(small.clip_preset(**how), seed=5, difficulty="full", work=work)
     return train.Trainer(small.preset(kind, **how), seed=5, difficulty="full", work=work)
@@ -51,7 +69,7 @@ def experiment(name, out):
     kind, work = EXPERIMENTS[name]
     if train.team()[1] == 1:
         work = {}                       # one process, plainly: what the others are compared with
-    trainer = trainer_of(kind, **work)
+    trainer = trainer_of(name, out.parent, **work)
     trainer.start_from(start(kind, out.parent))
     told = advance(trainer, 2)
     if work.get("shard"):
@@ -62,8 +80,8 @@ def experiment(name, out):
 
 def go_on(name, out, origin):
     """The third step, from where another number of processes stopped."""
-    kind, work = EXPERIMENTS[name]
-    trainer = trainer_of(kind, **(work if train.team()[1] > 1 else {}))
+    work = EXPERIMENTS[name][1]
+    trainer = trainer_of(name, out.parent, **(work if train.team()[1] > 1 else {}))
     trainer.resume(origin / f"{name}.shards")
     keep(trainer, advance(trainer, 1), out / f"{name} from {origin.name}")
 

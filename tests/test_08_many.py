@@ -86,7 +86,7 @@ def test_a_damaged_folder_of_pieces_is_refused_in_one_line(folder, tmp_path, dam
         (path / "run.json").unlink()
     else:
         (path / "run.json").write_text((path / "run.json").read_text()[:20])
-    trainer = many.trainer_of("base")
+    trainer = many.trainer_of("base", tmp_path)
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     with pytest.raises(ValueError, match="damaged") as refusal:
         trainer.resume(path)

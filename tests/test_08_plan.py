@@ -145,7 +145,7 @@ def test_as_many_pictures_fit_as_there_is_room_for():
 def test_weights_gradients_averages_are_what_a_run_holds():
     run = train.Trainer(small.preset())
     run.advance()                                         # Adam's averages are made by the first step
-    run.losses(0).mean().backward()
+    run.losses(run.examples()).mean().backward()
     held = train.Plan(run.preset, train.Machines()).states(sharded=False)
     weights = list(run.model.parameters())
     adam = [state[name] for state in run.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
@@ -264,7 +264,8 @@ def test_options_reach_the_plan(capsys):
     code, out, _ = status("upsampler --plan --steps 7 --batch 12 --crop 64 --gpus 3 --per-gpu 2 --memory 40 --peak 100"
                           " --share 0.5 --recompute".split(), capsys)
     assert code == 0
-    for words in ("tiny upsampler: 7 steps of 12 pictures, 64 × 64 pixels, on 3 GPUs", "4 pictures: 2 × 2", "40 GB",
+    for words in ("tiny upsampler: 7 steps of 12 pictures, 64 × 64 pixels, on 3 GPUs",
+                  "4 pictures: 2 × 2, which is --parts 2", "40 GB",
                   "50% (--share) of 100 TFLOP/s"):
         assert words in out, f"{words!r} should be in the plan"
 
@@ -272,7 +273,7 @@ def test_options_reach_the_plan(capsys):
 @pytest.mark.parametrize("argv", [
     "base --plan --gpus 7", "base --plan --per-gpu 7", "base --plan --per-gpu 128", "base --plan --lr 0.1",
     "base --plan --out x", "base --plan --resume", "base --plan --crop 32", "base --plan --seed 1", "judge --plan",
-    "base --gpus 2", "base --per-gpu 2", "base --peak 100", "base --share 0.5", "base --memory 40",
+    "base --gpus 2", "base --per-gpu 2", "base --share 0.5", "base --memory 40",
     "base --plan --share 1.5", "base --plan --share 0", "base --plan --peak -1", "base --plan --memory nan",
     "base --plan --peak inf", "base --plan --gpus 0", "base --plan --preset huge"])
 def test_a_plan_refuses_what_means_nothing(argv, capsys, tmp_path, monkeypatch):
