@@ -261,541 +261,6 @@ def crop_both(x0, low_res, size, rngs):
     return high, low
 
 
-# --- Data: pictures of one's own ---------------------------------------------------------------------
-
-# The little world is drawn as it is needed; photographs lie on disks, by the million, on machines that stop. Two things
-# are to be right. Whatever is in a file, the run goes on, or stops with a sentence: `open_picture` and `example`. And
-# in each epoch every picture is seen once, however many processes read and however often they were stopped: `Reader`
-# and `deal`. A folder of files is the simple form. Shards are the large one: tar archives of some thousand examples
-# each, because disks and networks read one long file much faster than a thousand short ones.
-PICTURES, CAPTIONS = (".jpg", ".jpeg", ".png", ".webp"), (".txt", ".json")
-FORMATS = ("JPEG", "PNG", "WEBP")   # the only decoders to be opened: each is code that a stranger's bytes may attack
-TABLES = ("captions.jsonl", "captions.csv")
-MAX_BYTES = 2 ** 26                 # of one file, 67 MB
-MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
-MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
-GAP = 3                             # quick, rough reduction ends at so many times the wanted size; a good one follows
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How files become batches."""
-
-    size: int                # pixels of a side, of what the model is to draw
-    batch: int               # examples that one process gets at a time
-    seed: int = 0            # decides every epoch's order, and where random crops are
-    crop: str = "centre"     # or "random": which square of a picture that is none
-    bad_share: float = 0.05  # of at least 100 seen by a reader; when more are unusable, the run stops
-
-
-class Unusable(ValueError):
-    """Why one example is passed over, in few words: they are what is counted."""
-
-
-def open_picture(file, mode="RGB", *, formats=None, single=False, size=None):
-    """A picture file (a path, or an open binary file) as an upright 8-bit image of mode "RGB" or "L".
-
-    What is transparent becomes white in RGB and black in L, 16 bits become 8, of an animation the first frame is taken.
-
-    formats  Pillow's names of those that may be opened; None: all that it knows
-    single   refuse a file that holds several pictures
-    size     the shorter side's least length; a much larger JPEG comes out smaller, but at least GAP times this
-
-    Raises Unusable for what can be read and is not wanted, a phrase that fits behind "holds". For what cannot be read
-    Pillow has no common error: OSError, SyntaxError, ValueError and others.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # odd metadata, which nobody asked about
-        with Image.open(file, formats=formats) as image:
-            # So far the header has been read and no pixel: a file of some bytes may claim 50,000 × 50,000 of them
-            if image.width * image.height > MAX_PIXELS:
-                raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels")
-            # An MPO is a camera's JPEG, with extras
-            if single and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise Unusable(f"{image.n_frames} pictures; save the one that is meant by itself")
-            if size:
-                if min(image.size) < size:   # enlarged, it would teach that things are blurred
-                    raise Unusable(f"fewer than {size} pixels a side")
-                image.draft(None, (GAP * size, GAP * size))   # a JPEG can be decoded at 1/2, 1/4 or 1/8: much sooner
-            image = ImageOps.exif_transpose(image)            # cameras save how they were held beside the pixels
-            image.load()
-    return eight_bits(image, mode)
-
-
-def eight_bits(image, mode):
-    """An image of any kind as "RGB" or "L": see `open_picture`."""
-    if image.mode.startswith("I"):   # 16 bits of grey, which Pillow's own conversion clips at 255: white
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if mode == "RGB" else "black"), image)
-    return image.convert(mode)
-
-
-def square(image, size, rng=None):
-    """The middle square of an RGB image, or with rng any, reduced to uint8 [3, size, size].
-
-    The shorter side gives the square's length; then all is one resampling. Lanczos weighs the neighbours of every new
-    pixel by a smooth curve as wide as the reduction. Pillow's BOX counts whole pixels instead: reducing 300 to 256
-    takes one pixel here and two there, and slanted lines get steps. What is GAP times larger or more is first
-    averaged over whole squares, where that does no harm and saves most of the time.
-    """
-    side, free = min(image.size), (image.width - min(image.size), image.height - min(image.size))
-    left, top = (n // 2 if rng is None else rng.randint(0, n) for n in free)
-    small = image.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side), reducing_gap=GAP)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()       # H W C -> C H W
-
-
-def read_caption(suffix, data):
-    """A caption file's bytes, .txt or .json with a "caption" or "text", as one tidy line; "" where it says nothing.
-
-    Line breaks, tabs and control characters become single spaces; MAX_CAPTION characters are kept.
-    """
-    try:
-        text = data.decode("utf-8-sig")   # -sig: some editors begin with a mark of the byte order
-        if suffix == ".json":
-            text = caption_of(json.loads(text), ("caption", "text"))
-        text.encode()                     # JSON can spell half a character, "\ud800", that no tokenizer takes
-    except UnicodeError:
-        raise Unusable("a caption that is not UTF-8") from None
-    except (ValueError, RecursionError):  # such as 100,000 brackets
-        raise Unusable("a damaged caption file") from None
-    plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text[:10 * MAX_CAPTION])
-    return " ".join(plain.split())[:MAX_CAPTION].rstrip()
-
-
-def caption_of(entry, names):
-    """The first of an entry's fields of these names that holds words; "" if there is none."""
-    said = [entry.get(name) for name in names] if isinstance(entry, dict) else []
-    return next((text for text in said if isinstance(text, str) and text.strip()), "")
-
-
-def example(files, size):
-    """What lies under one name, pairs of suffix and bytes (or Unusable), as an RGB image and its caption.
-
-    Raises Unusable where these are not one picture and its words; a .txt goes before a .json.
-    """
-    for _, data in files:
-        if isinstance(data, Unusable):
-            raise data
-    pictures, words = ([f for f in files if f[0] in kind] for kind in (PICTURES, CAPTIONS))
-    if not pictures:
-        raise Unusable("no picture beside a caption")
-    if len(pictures) > 1 or len(dict(words)) < len(words):
-        raise Unusable("one name used twice")   # and whose is the caption?
-    caption = next(filter(None, (read_caption(*f) for f in sorted(words, reverse=True))), None)
-    if caption is None:
-        raise Unusable("no caption")
-    try:
-        return open_picture(io.BytesIO(pictures[0][1]), formats=FORMATS, size=size), caption
-    except Unusable:
-        raise
-    except Image.DecompressionBombError:   # Pillow's own limit comes before ours
-        raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels") from None
-    except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, ...
-        raise Unusable("a broken picture") from None
-
-
-def load(read):
-    """A file's bytes; Unusable, as a value, where there are none to be had: the rest of its group is read on."""
-    try:
-        return read()
-    except Unusable as e:
-        return e
-    except OSError:
-        return Unusable("a file that cannot be read")
-
-
-def check_bytes(size):
-    """Before a file is read into memory: not more than MAX_BYTES of it."""
-    if size > MAX_BYTES:
-        raise Unusable(f"a file of more than {MAX_BYTES // 10 ** 6} MB")
-
-
-class Folder:
-    """Pictures in a folder and those below it; a unit is one picture, in the order of the paths' characters.
-
-    The caption is in NAME.txt beside it, or in captions.jsonl or captions.csv at the top, with `file` (or `file_name`),
-    a path from there, and `caption` (or `text`). A picture with several entries counts as several examples. Names that
-    begin with a dot are passed over.
-    """
-
-    def __init__(self, root, names):
-        self.root = root
-        rows = [row for table in TABLES if table in names for row in read_table(root / table)]
-        listed = {name for name, _ in rows}
-        rows += [(name, None) for name in names if suffix_of(name) in PICTURES and name not in listed]
-        self.units = self.names = sorted(rows, key=lambda row: row[0])
-
-    def examples(self, unit, skip):
-        """A unit's groups of files for `example`, without the first `skip`: here one or none."""
-        if skip:
-            return
-        name, caption = self.units[unit]
-        words = (self.root / name).with_suffix(".txt")
-        files = [(suffix_of(name), load(partial(read_file, self.root / name)))]
-        if caption is not None:
-            files += [(".txt", caption)]
-        elif os.path.isfile(words):
-            files += [(".txt", load(partial(read_file, words)))]
-        yield files
-
-
-def read_file(path):
-    """A plain file's bytes."""
-    if not os.path.isfile(path):   # nor is a pipe, at which one would wait for ever
-        raise Unusable("a file that is not there")
-    check_bytes(path.stat().st_size)
-    return path.read_bytes()
-
-
-def suffix_of(name):
-    """Of a path's last part, in small letters: ".jpg"."""
-    return os.path.splitext(name)[1].lower()
-
-
-def read_table(path):
-    """The rows of captions.jsonl or .csv, (path, caption's bytes). ValueError names the line that is none.
-
-    What is not UTF-8 stays as it is until its example is read, and is counted then.
-    """
-    rows = []
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        try:
-            lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
-            for entry in lines:
-                name = caption_of(entry, ("file", "file_name"))
-                parts = Path(name).parts
-                if not parts or Path(name).is_absolute() or ".." in parts:   # a table is not to lead out of its folder
-                    raise ValueError(f"it has no file that is inside {path.parent}")
-                caption = caption_of(entry, ("caption", "text"))
-                rows.append((Path(name).as_posix(), caption.encode("utf-8", "surrogatepass")))
-        except (ValueError, RecursionError, csv.Error) as e:
-            raise ValueError(f"{path}, entry {len(rows) + 1}, should give file and caption: {e}") from None
-    return rows
-
-
-class Shards:
-    """Tar archives; a unit is one of them, its examples come in the order they have there.
-
-    The WebDataset convention: neighbours of one name up to its first dot are one example, such as 0007.jpg and
-    0007.txt. Nothing is mixed within a shard: shuffle before packing, and make many more shards than readers.
-    """
-
-    def __init__(self, paths):
-        self.units = paths
-        self.names = [Path(path).name for path in paths]   # a set of shards may move to another disk
-
-    def examples(self, unit, skip):
-        """A shard's groups of files for `example`, without the first `skip`, whose bytes are passed over."""
-        for index, (_, files) in enumerate(groupby(shard_files(self.units[unit]), key=lambda file: file[0])):
-            if index >= skip:
-                yield [(suffix, read()) for _, suffix, read in files]   # before the next is looked for: forwards only
-
-
-class Bounded(io.BufferedReader):
-    """A file of which nobody gets more than MAX_BYTES at once.
-
-    An archive's long names and extended headers go through memory too, and give their lengths themselves.
-    """
-
-    def read(self, size=-1):
-        if not 0 <= size <= MAX_BYTES:
-            raise tarfile.ReadError(f"{size} bytes at once")
-        return super().read(size)
-
-
-def shard_files(path):
-    """A shard's pictures and captions, one after the other: (name, suffix, function that loads it).
-
-    An archive is a stranger's. Nothing is unpacked, so its names lead nowhere; links, devices and what else is not a
-    plain file are passed over. What is whole before a cut or damage comes, then one that loads as Unusable.
-    """
-    why = "a shard that is damaged or cut off"
-    try:
-        # "r:" is tar and nothing else: no decompression, hence no bomb
-        with Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            length, offset = os.fstat(file.fileno()).st_size, -1
-            while (member := tar.next()) is not None:
-                tar.members.clear()                                # tarfile would keep them all
-                end = member.offset_data + member.size
-                if not offset < member.offset < member.offset_data <= end <= length:    # a size may even be negative
-                    raise tarfile.ReadError
-                offset = member.offset
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                suffix = f".{suffix.lower()}"
-                if stem and suffix in PICTURES + CAPTIONS and member.isreg() and not member.issparse():
-                    yield (folder, stem), suffix, partial(load, partial(read_at, file, member))
-            # tarfile takes damage for the end; a true end is a block of zeros
-            file.seek(tar.offset)
-            if file.read(512) == bytes(512):
-                return
-    except FileNotFoundError:
-        why = "a shard that is gone"
-    except Exception:   # as in `example`
-        pass
-    yield None, "", lambda: Unusable(why)
-
-
-def read_at(file, member):
-    """The bytes of a tar's member."""
-    check_bytes(member.size)
-    file.seek(member.offset_data)
-    return file.read(member.size)
-
-
-def find_pictures(where):
-    """A folder of pictures, or shards: a .tar file, a folder of them, or a pattern such as "data/{00000..00099}.tar" or
-    "data/*.tar". -> Folder or Shards. ValueError, one line, where there is nothing."""
-    root = Path(where)
-    if not root.is_dir():
-        return Shards(find_shards(str(where)))
-    names = sorted(Path(folder, name).relative_to(root).as_posix() for folder, inside, files in os.walk(root)
-                   if not any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
-                   for name in files if not name.startswith("."))
-    shards = [str(root / name) for name in names if suffix_of(name) == ".tar"]
-    folder = Folder(root, names)
-    if shards and folder.units:
-        raise ValueError(f"{where} holds both pictures and .tar shards; give each a folder of its own")
-    if not shards and not folder.units:
-        raise ValueError(f"{where} holds no pictures ({', '.join(PICTURES)}) and no .tar shards")
-    return Shards(shards) if shards else folder
-
-
-def find_shards(pattern):
-    """The shards of a pattern. ValueError if there is none, or one that braces name is missing."""
-    paths = []
-    for name in [pattern] if Path(pattern).exists() else expand(pattern):
-        paths += sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]
-    missing = [path for path in paths if not Path(path).is_file() or suffix_of(path) != ".tar"]
-    if missing or not paths:
-        what = f"{missing[0]} (of {len(paths)})" if len(paths) > 1 else pattern
-        raise ValueError(f"{what} is neither a folder nor a .tar file that is there")
-    return list(dict.fromkeys(paths))
-
-
-def expand(pattern):
-    """"a{08..11}.tar" -> ["a08.tar", "a09.tar", "a10.tar", "a11.tar"], as a shell does it."""
-    found = re.search(r"\{(\d{1,6})\.\.(\d{1,6})\}", pattern)
-    if not found:
-        return [pattern]
-    first, last = found.groups()
-    return [name for n in range(int(first), int(last) + 1) for name in
-            expand(f"{pattern[:found.start()]}{n:0{len(first)}}{pattern[found.end():]}")]
-
-
-# --- Whose turn it is ---
-
-# Think of one endless sequence of units: epoch after epoch, each a permutation of all. Of n readers, reader k takes the
-# places k, k+n, k+2n, ... So nothing is read twice and nothing forgotten, without a word between them, and together
-# they read what a single one would. A reader's bookmark is
-#     {"begun": [[place, examples of it that are done], ...], "next": place}
-# and it goes through `begun`, then to next, next+n, ...
-
-@lru_cache(maxsize=2)
-def permutation(n, seed, epoch):
-    """The order of an epoch's n units, as an array."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def deal(bookmarks, readers):
-    """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
-
-    Nothing is lost and nothing comes twice. The order may change: what lay between the readers comes first.
-    """
-    if len(bookmarks) == readers:
-        return bookmarks
-    # Readers do not run in step. Behind `front` nobody has begun anything; before it are gaps, some of each reader's
-    front = max(mark["next"] for mark in bookmarks)
-    left = [place for mark in bookmarks for place in mark["begun"]]
-    left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
-    left.sort()
-    while left and left[-1] == [front - 1, 0]:   # readers in step leave no gaps: then the order stays, too
-        front -= 1
-        left.pop()
-    return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
-
-
-class Reader:
-    """One of a run's readers: endless examples, and a bookmark to go on from. See above."""
-
-    def __init__(self, source, config, bookmark, stride):
-        self.source, self.config, self.stride = source, config, stride
-        self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
-        self.seen, self.bad, self.barren = 0, Counter(), set()
-
-    def bookmark(self):
-        """Where it is, as lists and numbers that do not change when it goes on."""
-        return {"begun": [list(place) for place in self.begun], "next": self.next}
-
-    def __iter__(self):
-        """Endless (uint8 [3, size, size], caption). ValueError when too much is unusable."""
-        n = len(self.source.units)
-        while True:
-            if not self.begun:
-                self.begun, self.next = [[self.next, 0]], self.next + self.stride
-            here = self.begun[0]
-            place, used = here
-            unit = int(permutation(n, self.config.seed, place // n)[place % n])
-            for files in self.source.examples(unit, used):
-                here[1] += 1
-                found = self.take(files, f"{self.config.seed} {place} {here[1]}")
-                if found:
-                    yield found      # and the bookmark says that it is done
-            if here[1] == 0:
-                self.take([("", Unusable("an empty shard"))], "")
-            if not used and self.bad.total() == self.seen:
-                self.barren.add(unit)
-            self.begun.pop(0)
-            if len(self.barren) == n and self.bad.total() == self.seen:
-                raise ValueError(f"nothing here can be used: {counted(self.bad)}")
-
-    def take(self, files, dice):
-        """A group of files as (picture, caption), or None, and counted. Where a random crop is depends on dice alone, a
-        text that names seed and place: after a stop the same one comes again."""
-        self.seen += 1
-        try:
-            image, caption = example(files, self.config.size)
-        except Unusable as e:
-            self.bad[str(e)] += 1
-            bad, most = self.bad.total(), self.config.bad_share
-            if self.seen >= 100 and bad > most * self.seen:
-                raise ValueError(f"{bad} of {self.seen} examples cannot be used, more than {most:.0%} (bad_share):"
-                                 f" {counted(self.bad)}") from None
-            return None
-        return square(image, self.config.size, random.Random(dice) if self.config.crop == "random" else None), caption
-
-
-def counted(bad):
-    """{reason: how often} in words, the most frequent first."""
-    return ", ".join(f"{n} × {why}" for why, n in Counter(bad).most_common())
-
-
-class Batches(IterableDataset):
-    """What a process or each of its workers goes through: whole batches, each with what is known after it.
-
-    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)). Where it cannot go on a text alone, and no more: an
-    error that crossed from a worker would bring its traceback along.
-    """
-
-    def __init__(self, source, config, bookmarks, stride):
-        self.source, self.config, self.bookmarks, self.stride = source, config, bookmarks, stride
-
-    def __iter__(self):
-        worker = get_worker_info()
-        reader = Reader(self.source, self.config, self.bookmarks[worker.id if worker else 0], self.stride)
-        examples = iter(reader)
-        try:
-            while True:
-                pictures, captions = zip(*islice(examples, self.config.batch))
-                yield torch.stack(pictures), list(captions), reader.bookmark(), (reader.seen, dict(reader.bad))
-        except ValueError as e:
-            yield (str(e),)
-
-
-def begin_worker(_):
-    """A worker ends when its parent says so or is gone, and at nothing else.
-
-    Ctrl-C goes to all of a terminal's processes, and the signal that ends a job to all of the job's. The parent stops
-    in order then, for which it may need one more batch.
-    """
-    parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    patient = hasattr(signal, "sigtimedwait")   # who sent a signal can be asked on Linux; elsewhere every one counts
-    if patient:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)   # not what the parent does, which is to save and leave
-
-    def watch():
-        told = None
-        while os.getppid() == parent and not (told and told.si_pid == parent):
-            told = signal.sigtimedwait([signal.SIGTERM], 1) if patient else time.sleep(1)
-        os._exit(0)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class Pictures:
-    """Endless batches of somebody's own pictures: `next()`; `state()` says how to go on exactly.
-
-    where    what `find_pictures` takes
-    reader   (rank, ranks): which of how many processes this is; together they see every example once an epoch
-    workers  processes that decode ahead; 0: none. A batch is from one of them, in turn
-    state    of an earlier run: `merge` of what all its processes said, however many they were
-
-    seen counts the examples that went into what was delivered, bad the unusable of them by reason, both since this
-    object was made. ValueError, one line, for what cannot be read, here or from `next`.
-    """
-
-    def __init__(self, where, config, *, reader=(0, 1), workers=0, state=None):
-        if config.crop not in ("centre", "random"):
-            raise ValueError(f"crop {config.crop!r}: a crop is centre or random")
-        source, (rank, ranks), each = find_pictures(where), reader, max(1, workers)
-        self.where, self.delivered, self.counts = where, 0, [(0, {})] * each
-        digest = hashlib.sha256()
-        for name in source.names:
-            digest.update(repr(name).encode())
-        self.facts = {"seed": config.seed, "files": digest.hexdigest()}
-        if state is not None and any(state[name] != fact for name, fact in self.facts.items()):
-            raise ValueError(f"{where} holds other files than when this run began, or the seed is another;"
-                             " put them back, or begin a new run from its weights")
-        began = [{"begun": [], "next": k} for k in range(ranks * each)]
-        marks = began if state is None else deal(state["readers"], len(began))
-        self.bookmarks = marks[rank * each:(rank + 1) * each]
-        batches = Batches(source, config, list(self.bookmarks), len(began))
-        # A generator of its own: the loader would draw from the one that also makes the training's noise
-        self._batches = iter(DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=begin_worker,
-                                        collate_fn=tuple, generator=torch.Generator()) if workers else batches)
-
-    def next(self):
-        """-> pictures uint8 [batch, 3, size, size] and their captions, a list."""
-        try:
-            item = next(self._batches)
-        except RuntimeError as e:
-            if not str(e).startswith("DataLoader worker"):
-                raise
-            # A worker was killed, mostly for the memory it took
-            raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
-        if len(item) == 1:
-            self.close()
-            raise ValueError(f"{self.where}: {item[0]}")
-        pictures, captions, bookmark, counts = item
-        turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
-        self.bookmarks[turn], self.counts[turn] = bookmark, counts
-        self.delivered += 1
-        return pictures, captions
-
-    def close(self):
-        """Let the workers go; nothing comes after it.
-
-        Python would see to it too, but late if an error still holds on to this object: the queues may then be gone by
-        which workers are told, and each is waited for in vain, five seconds long.
-        """
-        self._batches = iter(())
-
-    @property
-    def seen(self):
-        return sum(seen for seen, _ in self.counts)
-
-    @property
-    def bad(self):
-        return sum((Counter(bad) for _, bad in self.counts), Counter())
-
-    def state(self):
-        """How to go on after the last batch that was *delivered*; what workers prefetched is made again.
-
-        Lists, texts and whole numbers. The worker whose turn is next comes first.
-        """
-        turn = self.delivered % len(self.bookmarks)
-        return {"readers": self.bookmarks[turn:] + self.bookmarks[:turn], **self.facts}
-
-    @staticmethod
-    def merge(states):
-        """One state of those of all processes, in the order of their ranks."""
-        return {**states[0], "readers": [mark for state in states for mark in state["readers"]]}
-
-
 # --- The loop ----------------------------------------------------------------------------------------
 
 # One step: make a batch, draw a timestep and noise for each picture, let the network guess, and let the gradient
@@ -1739,327 +1204,12 @@ def mean_interval(values, *, rate=False):
     return mean, mean - half, mean + half
 
 
-# --- The bill ----------------------------------------------------------------------------------------
-
-# What will a run take? It can be known to the byte and to the day before anything is bought, from shapes alone. torch
-# can walk through a network whose tensors have a shape, a type and no numbers ("fake" ones): no memory is touched, so
-# the paper's largest model is priced on a laptop, in seconds. Three accounts are kept on that walk:
-#
-#   · what training holds for every parameter: 4 bytes of weight, 4 of gradient, 8 of Adam, 4 of average, 20 in all.
-#     They can be shared out over the GPUs (sharding: each holds a piece and borrows the others' when it needs them);
-#   · what autograd keeps of the way forward, because the way back will ask for it. That grows with the pictures, and
-#     can be thrown away and computed again (`recompute`);
-#   · the multiplications. Peak and the share of it that one reaches turn them into days.
-BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block   # what is recomputed, or gathered from its shards, at once
-
-
-def recompute(network):
-    """Make a network's blocks forget what they did on the way forward and do it again on the way back.
-
-    Of each block only the input is kept, in memory for time: one more way forward, a third of a step. The answers and
-    the gradients stay the same to the bit, dropout included, whose dice are set back. It changes `network`, once (a
-    second call does nothing), but no weight and no name of one, and its type knows nothing of it. -> network
-
-    Chen et al. 2016, arXiv 1604.06174. Without gradients (samples, EMA) nothing is kept and so nothing done twice.
-    """
-    for part in network.modules():
-        if isinstance(part, BLOCKS) and "forward" not in vars(part):
-            part.forward = partial(_forgetful, part.forward)
-    return network
-
-
-def _forgetful(forward, x, *given):
-    """A block's forward that keeps x and given only. Text keys and values come as a pair, and go one by one: torch
-    takes charge of tensors that it is handed, not of those in a tuple."""
-    if given and not torch.is_tensor(given[0]):
-        return checkpoint(lambda x, *pair: forward(x, pair), x, *given[0], use_reentrant=False)
-    return checkpoint(forward, x, *given, use_reentrant=False)
-
-
-def ask(network, side, pictures):
-    """One way forward with so many pictures of side × side and their captions, zeros all of them, on the default
-    device. -> what comes out; of a CLIP the sum of both towers' vectors, so that its gradient reaches both."""
-    config = network.config
-    t = torch.zeros(pictures, dtype=torch.long)
-    tokens = torch.zeros(pictures, config.text.context, dtype=torch.long)
-    if isinstance(network, guidance.NoisedCLIP):
-        # `text` would look for the longest caption's length: a number, which a tensor of shape only does not hold
-        words = network.caption.tokens(tokens) + network.caption.positions
-        return network.image(torch.zeros(pictures, 3, side, side), t) + network.caption.read(words, t)
-    return network(torch.zeros(pictures, config.in_channels, side, side), t, tokens=tokens, mask=tokens == 0)
-
-
-@contextmanager
-def noting_kept(network):
-    """Yields a dictionary that fills with the storages which autograd keeps inside, each once, and no weight of the
-    network's, which is there anyway. A storage is the memory behind a tensor; many tensors may be views of one."""
-    weights, kept = {p.untyped_storage()._cdata for p in network.parameters()}, {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage   # held, or its address might be used again for another one
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield kept
-
-
-def total(storages):
-    """Bytes."""
-    return sum(storage.nbytes() for storage in storages)
-
-
-@contextmanager
-def counting_flop(network):
-    """Yields {kind: FLOP} of what the network computes inside: 2 for each multiply-add, one × and one +.
-
-    Convolutions, linear layers and attention's two products are everything that is worth counting. Norms,
-    activations and sums do a handful of operations a number, these do thousands.
-    """
-    flop, attention = dict.fromkeys(("convolutions", "linear layers", "attention"), 0), transformer.attention
-
-    def count(part, given, out):
-        # Each number that comes out sums as many products as one output's weights: C·3·3 of a convolution, D of a layer
-        kind = "convolutions" if isinstance(part, nn.Conv2d) else "linear layers"
-        flop[kind] += 2 * out.numel() * part.weight[0].numel()
-
-    def counted(q, k, v, **options):
-        flop["attention"] += 2 * 2 * q.numel() * k.shape[2]   # q·kᵀ, then its softmax times v; M keys for every query
-        return attention(q, k, v, **options)
-    hooks = [part.register_forward_hook(count) for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
-    with mock.patch.object(transformer, "attention", counted):   # all attention of the course goes through it (02)
-        yield flop
-    for hook in hooks:
-        hook.remove()
-
-
-@contextmanager
-def as_on_a_gpu(network):
-    """Inside, a network of fake tensors, which say they lie on a CPU, keeps for the way back what it would on a GPU.
-
-    Three habits differ: there autocast turns to float32 for norms; a dropout's mask takes one byte and not four; and
-    attention is fused in training too, so that the N×M weights are never kept (02).
-    """
-    def fused(q, k, v, *, causal=False):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    for part in network.modules():
-        if isinstance(part, (nn.GroupNorm, nn.LayerNorm)):
-            part.register_forward_pre_hook(lambda part, given: (given[0].float(),))
-        elif isinstance(part, nn.Dropout):
-            part.forward = lambda x, p=part.p: torch.native_dropout(x, p, True)[0]
-    with mock.patch.object(transformer, "attention", fused):
-        yield
-
-
-def network_of(config):
-    """A fresh network of a preset's sizes, with its first weights."""
-    return (guidance.NoisedCLIP if isinstance(config, guidance.CLIPConfig) else unet.UNet)(config)
-
-
-def walk(config, side, pictures, *, recomputed=False, back=False, gpu=True):
-    """A way forward, with `back` also the way back, in bf16 and without memory. -> bytes kept for the way back, bytes
-    kept inside each block [list], {kind: FLOP}, network.
-
-    FLOP are those of the layers' forward passes, the repeated ones too. They need not be all of them: a block that is
-    computed again stops when backward has what it asked for, and so does not make its last product.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode   # here, so that importing this file stays quick
-    with FakeTensorMode():
-        network, inside, began = network_of(config), [], []
-        if recomputed:
-            recompute(network)
-        for part in network.modules():
-            if isinstance(part, BLOCKS):
-                part.register_forward_pre_hook(lambda *_: began.append(len(kept)))
-                part.register_forward_hook(lambda *_: inside.append(total(list(kept.values())[began[-1]:])))
-        with as_on_a_gpu(network) if gpu else nullcontext(), counting_flop(network) as flop:
-            # No weight is used twice, so autocast's store of 16-bit copies would only hold them all till the end
-            with noting_kept(network) as kept, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                answer = ask(network, side, pictures)
-            if back:
-                answer.sum().backward()
-        return total(kept.values()), inside, flop, network
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Bytes kept between the way forward and the way back: a fixed part, a part a picture, and, where blocks are
-    recomputed, the same two of each block, since the one that is at work keeps all of its own for a moment."""
-
-    fixed: int
-    picture: int
-    blocks: tuple = ((0, 0),)
-
-    def bytes(self, pictures):
-        """With so many pictures at a time."""
-        return self.fixed + pictures * self.picture + max(f + pictures * p for f, p in self.blocks)
-
-    def most(self, room):
-        """How many pictures at a time fit into so many bytes."""
-        return max(0, min(int((room - self.fixed - f) // (self.picture + p)) for f, p in self.blocks))
-
-
-@lru_cache
-def measure(config, side):
-    """-> {"plain", "recomputed": Activations}, the same of a picture's FLOP, {kind: FLOP} of its way forward, network.
-
-    Bytes lie on a straight line, which two walks give: with 2 pictures and with 3. (One alone would not do: of a single
-    picture some copies are not made.)
-    """
-    def line(two, three):
-        return 3 * two - 2 * three, three - two
-    plain, again = ([walk(config, side, n, recomputed=flag, back=flag and n == 2) for n in (2, 3)]
-                    for flag in (False, True))
-    kept = [line(*(one[0] for one in both)) for both in (plain, again)]
-    blocks = tuple(map(line, *(one[1] for one in plain)))
-    forward, twice = (sum(both[0][2].values()) // 2 for both in (plain, again))
-    # On the way back each product becomes two, one for the input's gradient and one for the weight's: three in all.
-    # The paper's base model then takes 2.85e22 for its run and its upsampler 1.26e22. GLIDE says: about the compute of
-    # DALL·E, which at 6 FLOP a parameter and token took 6 × 12e9 × 430,000 × 1,024 × 1,280 = 4.06e22 (Ramesh et al.
-    # 2021, arXiv 2102.12092: 12 G parameters, 430,000 steps of 1,024 rows of 1,280 tokens).
-    return ({"plain": Activations(*kept[0]), "recomputed": Activations(*kept[1], blocks)},
-            {"plain": 3 * forward, "recomputed": twice + 2 * forward},
-            {kind: flop // 2 for kind, flop in plain[0][2].items()}, plain[0][3])
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a run is to be paid on. GB are 10⁹ bytes, TFLOP/s 10¹² a second."""
-
-    gpus: int = 1
-    memory: float = 80.0   # GB of each
-    peak: float = 990.0    # TFLOP/s of each: bfloat16, dense, of an H100 (SXM) or H200, as their data sheet has it
-    share: float = 0.4     # of the peak that a run reaches
-
-
-def flop_of_a_picture(preset, work):
-    """What a step takes for each of its pictures, forward and back."""
-    ways = measure(preset.network, preset.train.crop or preset.size)[1]
-    return ways["recomputed" if work.recompute else "plain"]
-
-
-def matrix_rate(device, bf16):
-    """The peak as it is here: FLOP/s of the product of two large matrices, the best of a few, in half a second."""
-    n, best = 8192 if torch.device(device).type == "cuda" else 1024, math.inf
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    for _ in range(5):
-        begin = time.perf_counter()
-        (a @ a)[0, 0].item()        # the answer is waited for
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n ** 3 / best
-
-
-RESERVE = 0.1   # of the memory, for what is not counted: operations' scratch space, the allocator's gaps, the driver
-
-
-class Plan:
-    """What a preset takes on given machines. pictures: how many a GPU takes at a time; default: the largest even part
-    of its share of a batch that fits, with recomputation if the run is to have it. ValueError for numbers that do not
-    divide each other."""
-
-    def __init__(self, preset, machines, *, pictures=None, recomputed=False):
-        self.preset, self.machines, self.side = preset, machines, preset.train.crop or preset.size
-        self.part, rest = divmod(preset.train.batch, machines.gpus)
-        if rest:
-            raise ValueError(f"{preset.train.batch} pictures a step cannot be shared out evenly to {machines.gpus} GPUs")
-        if pictures and self.part % pictures:
-            raise ValueError(f"a GPU's part of a step, {self.part} pictures, cannot be taken {pictures} at a time")
-        self.kept, self.step, self.forward, self.network = measure(preset.network, self.side)   # step: FLOP of a picture
-        most = max(1, self.most("recomputed" if recomputed else "plain", sharded=True))
-        self.pictures = pictures or max(n for n in range(1, self.part + 1) if self.part % n == 0 and n <= most)
-
-    def states(self, *, sharded):
-        """{what: bytes on each GPU}, whatever the number of pictures."""
-        bytes_of = {"weights": 4, "gradients": 4, "optimiser": 8, "EMA": 4}
-        all_of, gpus = unet.parameters(self.network), self.machines.gpus if sharded else 1
-        blocks = [unet.parameters(part) for part in self.network.modules() if isinstance(part, BLOCKS)]
-        # Of two blocks at a time, the one at work and the next, and of what is in no block, weights and gradients whole
-        whole = all_of - sum(blocks) + 2 * max(blocks) if gpus > 1 else 0
-        return {what: n * all_of / gpus for what, n in bytes_of.items()} | {"gathered": 8 * whole}
-
-    def most(self, way, *, sharded):
-        """How many pictures at a time fit on a GPU; way is "plain" or "recomputed"."""
-        room = (1 - RESERVE) * self.machines.memory * 1e9 - sum(self.states(sharded=sharded).values())
-        return self.kept[way].most(room)
-
-    def gpu_days(self, way):
-        """Days of one GPU for the whole run."""
-        run = self.step[way] * self.preset.train.batch * self.preset.train.steps
-        return run / (self.machines.peak * 1e12 * self.machines.share) / 86400
-
-
-def print_plan(plan, title):
-    """The bill as tables: a line for each number, and beside it where it comes from."""
-    train, gpus = plan.preset.train, plan.machines.gpus
-    everything, side = unet.parameters(plan.network), plan.side
-    words = unet.parameters(getattr(plan.network, "caption", None) or plan.network.text)
-    print(f"The bill of {title}: {train.steps:,} steps of {train.batch:,} pictures, {side} × {side} pixels, on {gpus}"
-          f" GPU{'s' * (gpus > 1)}.\nNothing was allocated for it: a network of shapes without numbers told it all."
-          f"\n\nParameters  {everything:,}: {everything - words:,} for pictures, {words:,} for captions")
-    print_memory(plan, *((1e9, "GB, 10⁹ bytes") if 20 * everything > 1e9 else (1e6, "MB, 10⁶ bytes")))
-    print_work(plan)
-
-
-def row(name, *cells, note=""):
-    """A line of a table: its name, its numbers under one another, where they come from."""
-    numbers = (f"{cell:,.3f}" if isinstance(cell, float) else cell for cell in cells)
-    print(f"  {name:<11}{''.join(f'{number:>16}' for number in numbers)}   {note}".rstrip())
-
-
-def print_memory(plan, unit, name):
-    """What a GPU holds, what it keeps from forward to backward, and how many pictures at a time that allows."""
-    n, whole, sharded = plan.pictures, plan.states(sharded=False), plan.states(sharded=True)
-    print(f"\nHeld by each GPU, in {name}")
-    row("", "whole", f"sharded by {plan.machines.gpus}")
-    for what, note in zip(whole, (
-            "4 bytes a parameter: float32", "as many",
-            "8: Adam's averages of gradient and square", "4: the averaged weights",
-            "whole: two blocks, what is in none, gradients")):
-        row(what, whole[what] / unit, sharded[what] / unit, note=note)
-    row("together", sum(whole.values()) / unit, sum(sharded.values()) / unit)
-    print("\nKept from the way forward for the way back, computing in bf16 as on a GPU")
-    row("", "fixed", "a picture", f"{n} at a time")
-    for (way, kept), note in zip(plan.kept.items(), (
-            "fixed: 16-bit copies of the weights", "inputs of blocks, all of one block")):
-        row(way, kept.fixed / unit, kept.picture / unit, kept.bytes(n) / unit, note=note)
-    print(f"\nBoth together; how many pictures at a time fit into {plan.machines.memory:g} GB, {RESERVE:.0%} of it left free")
-    row("", "whole", f"sharded by {plan.machines.gpus}")
-    for way, kept in plan.kept.items():
-        sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
-        row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
-    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}, which is --parts {plan.part // n}")
-
-
-def print_work(plan):
-    """FLOP, and what they come to in days."""
-    train, machines, forward = plan.preset.train, plan.machines, sum(plan.forward.values())
-    print("\nFLOP: 2 for each multiply-add of " + ", ".join(f"{kind} ({n / forward:.0%})" for kind, n in plan.forward.items())
-          + "; all else is left out")
-    row("", "a picture", "a step", "the run")
-    for what, n, note in (("forward", forward, f"a step is {train.batch:,} pictures"),
-                          ("plain", plan.step["plain"], "backward is twice forward"),
-                          ("recomputed", plan.step["recomputed"], "and most of forward once more")):
-        row(what, *(f"{n * times:.2e}" for times in (1, train.batch, train.batch * train.steps)), note=note)
-    print(f"\nTime at {machines.share:.0%} (--share) of {machines.peak:g} TFLOP/s a GPU (--peak; 990: H100 and H200 in dense"
-          " bf16)")
-    row("", "GPU-days", "a step", "the run")
-    for way in plan.kept:
-        days = plan.gpu_days(way)
-        row(way, f"{days:,.1f}" if days >= 1 else f"{days:.1e}", span(days / machines.gpus / train.steps),
-            span(days / machines.gpus), note=f"on {machines.gpus} GPU{'s' * (machines.gpus > 1)}")
-
-
-def span(days):
-    """A time in the unit that suits it."""
-    for name, length in ("days", 1), ("hours", 24), ("min", 1440):
-        if days * length >= 1:
-            return f"{days * length:,.1f} {name}"
-    return f"{days * 86400:.3g} s"
-
-
 # ======================================================================================================
-# The method ends here. Below: what one sees of a run, and the command line.
+# The method ends here. Below: what one sees of a run and what makes it last; pictures of one's own; the bill;
+# the command line.
 # ======================================================================================================
+
+# --- What one sees, and what stays -------------------------------------------------------------------
 
 SHOWN = ("a large red heart", "a small blue star on a white background", "a green umbrella",
          "a yellow sun on a black background", "a large purple house", "a small orange cloud on a gray background",
@@ -2088,6 +1238,10 @@ def sample_grid(trainer, path):
     if preset.inpaints:     # beside each drawing what was known for it, the hole grey
         drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
         captions = [text for caption in captions for text in ("known", caption)]
+    elif trainer.pictures is not None:      # beside each drawing the picture of that caption: has it learned, or by heart?
+        true = diffusion.reduce(pictures, preset.size).to(drawn)
+        drawn = torch.stack([true, drawn], dim=1).flatten(0, 1)
+        captions = [text for caption in captions for text in (caption, "drawn")]
     if team()[0] == 0:
         save_grid(drawn, captions, path, title=f"after {trainer.step} steps")
 
@@ -2459,11 +1613,22 @@ def save_results(trainer, out, journal, *, beside, facts):
     if average is not None:
         save_curve(journal.lines, out / "loss.png")
         unet.save_weights(out / "weights.pt", average, beside=beside, size=preset.size,
-                          diffusion=asdict(preset.diffusion), tokenizer=trainer.tok.merges, difficulty=trainer.difficulty, **shown,
+                          diffusion=asdict(preset.diffusion), difficulty=trainer.difficulty, **kept(trainer.tok), **shown,
                           made={"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
                                 "torch": str(torch.__version__), **facts})
     wait_for_all()
     return out / "weights.pt"
+
+
+def kept(tok):
+    """A tokenizer as the facts of a weight file."""
+    return {"tokenizer": tok.merges} | ({"vocabulary": "clip"} if isinstance(tok, tokenizer.CLIPTokenizer) else {})
+
+
+def tokenizer_in(saved):
+    """The way back: the tokenizer that a weight file was made with. Merges alone do not tell a CLIP's from GPT-2's."""
+    kind = tokenizer.CLIPTokenizer if saved.get("vocabulary") == "clip" else tokenizer.BPETokenizer
+    return kind(saved["tokenizer"])
 
 
 def brought(preset, start, out):
@@ -2483,6 +1648,871 @@ def brought(preset, start, out):
     wait_for_all()
     return copy if copy.read_bytes() == content else None
 
+
+# --- Data: pictures of one's own ---------------------------------------------------------------------
+
+# The little world is drawn as it is needed; photographs lie on disks, by the million, on machines that stop. Two things
+# are to be right. Whatever is in a file, the run goes on, or stops with a sentence: `open_picture` and `example`. And
+# in each epoch every picture is seen once, however many processes read and however often they were stopped: `Reader`
+# and `deal`. A folder of files is the simple form. Shards are the large one: tar archives of some thousand examples
+# each, because disks and networks read one long file much faster than a thousand short ones.
+PICTURES, CAPTIONS = (".jpg", ".jpeg", ".png", ".webp"), (".txt", ".json")
+FORMATS = ("JPEG", "PNG", "WEBP")   # the only decoders to be opened: each is code that a stranger's bytes may attack
+TABLES = ("captions.jsonl", "captions.csv")
+MAX_BYTES = 2 ** 26                 # of one file, 67 MB
+MAX_PIXELS = 2 ** 27                # of one picture: 134 million, 400 MB when decoded
+MAX_CAPTION = 1000                  # characters; a text encoder reads 128 tokens, some 500 characters
+GAP = 3                             # quick, rough reduction ends at so many times the wanted size; a good one follows
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How files become batches."""
+
+    size: int                # pixels of a side, of what the model is to draw
+    batch: int               # examples that one process gets at a time
+    seed: int = 0            # decides every epoch's order, and where random crops are
+    crop: str = "centre"     # or "random": which square of a picture that is none
+    bad_share: float = 0.05  # of at least 100 seen by a reader; when more are unusable, the run stops
+
+
+class Unusable(ValueError):
+    """Why one example is passed over, in few words: they are what is counted."""
+
+
+def open_picture(file, mode="RGB", *, formats=None, single=False, size=None):
+    """A picture file (a path, or an open binary file) as an upright 8-bit image of mode "RGB" or "L".
+
+    What is transparent becomes white in RGB and black in L, 16 bits become 8, of an animation the first frame is taken.
+
+    formats  Pillow's names of those that may be opened; None: all that it knows
+    single   refuse a file that holds several pictures
+    size     the shorter side's least length; a much larger JPEG comes out smaller, but at least GAP times this
+
+    Raises Unusable for what can be read and is not wanted, a phrase that fits behind "holds". For what cannot be read
+    Pillow has no common error: OSError, SyntaxError, ValueError and others.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # odd metadata, which nobody asked about
+        with Image.open(file, formats=formats) as image:
+            # So far the header has been read and no pixel: a file of some bytes may claim 50,000 × 50,000 of them
+            if image.width * image.height > MAX_PIXELS:
+                raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels")
+            # An MPO is a camera's JPEG, with extras
+            if single and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise Unusable(f"{image.n_frames} pictures; save the one that is meant by itself")
+            if size:
+                if min(image.size) < size:   # enlarged, it would teach that things are blurred
+                    raise Unusable(f"fewer than {size} pixels a side")
+                image.draft(None, (GAP * size, GAP * size))   # a JPEG can be decoded at 1/2, 1/4 or 1/8: much sooner
+            image = ImageOps.exif_transpose(image)            # cameras save how they were held beside the pixels
+            image.load()
+    return eight_bits(image, mode)
+
+
+def eight_bits(image, mode):
+    """An image of any kind as "RGB" or "L": see `open_picture`."""
+    if image.mode.startswith("I"):   # 16 bits of grey, which Pillow's own conversion clips at 255: white
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if mode == "RGB" else "black"), image)
+    return image.convert(mode)
+
+
+def square(image, size, rng=None):
+    """The middle square of an RGB image, or with rng any, reduced to uint8 [3, size, size].
+
+    The shorter side gives the square's length; then all is one resampling. Lanczos weighs the neighbours of every new
+    pixel by a smooth curve as wide as the reduction. Pillow's BOX counts whole pixels instead: reducing 300 to 256
+    takes one pixel here and two there, and slanted lines get steps. What is GAP times larger or more is first
+    averaged over whole squares, where that does no harm and saves most of the time.
+    """
+    side, free = min(image.size), (image.width - min(image.size), image.height - min(image.size))
+    left, top = (n // 2 if rng is None else rng.randint(0, n) for n in free)
+    small = image.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side), reducing_gap=GAP)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()       # H W C -> C H W
+
+
+def read_caption(suffix, data):
+    """A caption file's bytes, .txt or .json with a "caption" or "text", as one tidy line; "" where it says nothing.
+
+    Line breaks, tabs and control characters become single spaces; MAX_CAPTION characters are kept.
+    """
+    try:
+        text = data.decode("utf-8-sig")   # -sig: some editors begin with a mark of the byte order
+        if suffix == ".json":
+            text = caption_of(json.loads(text), ("caption", "text"))
+        text.encode()                     # JSON can spell half a character, "\ud800", that no tokenizer takes
+    except UnicodeError:
+        raise Unusable("a caption that is not UTF-8") from None
+    except (ValueError, RecursionError):  # such as 100,000 brackets
+        raise Unusable("a damaged caption file") from None
+    plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text[:10 * MAX_CAPTION])
+    return " ".join(plain.split())[:MAX_CAPTION].rstrip()
+
+
+def caption_of(entry, names):
+    """The first of an entry's fields of these names that holds words; "" if there is none."""
+    said = [entry.get(name) for name in names] if isinstance(entry, dict) else []
+    return next((text for text in said if isinstance(text, str) and text.strip()), "")
+
+
+def example(files, size):
+    """What lies under one name, pairs of suffix and bytes (or Unusable), as an RGB image and its caption.
+
+    Raises Unusable where these are not one picture and its words; a .txt goes before a .json.
+    """
+    for _, data in files:
+        if isinstance(data, Unusable):
+            raise data
+    pictures, words = ([f for f in files if f[0] in kind] for kind in (PICTURES, CAPTIONS))
+    if not pictures:
+        raise Unusable("no picture beside a caption")
+    if len(pictures) > 1 or len(dict(words)) < len(words):
+        raise Unusable("one name used twice")   # and whose is the caption?
+    caption = next(filter(None, (read_caption(*f) for f in sorted(words, reverse=True))), None)
+    if caption is None:
+        raise Unusable("no caption")
+    try:
+        return open_picture(io.BytesIO(pictures[0][1]), formats=FORMATS, size=size), caption
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:   # Pillow's own limit comes before ours
+        raise Unusable(f"more than {MAX_PIXELS // 10 ** 6} million pixels") from None
+    except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, ...
+        raise Unusable("a broken picture") from None
+
+
+def load(read):
+    """A file's bytes; Unusable, as a value, where there are none to be had: the rest of its group is read on."""
+    try:
+        return read()
+    except Unusable as e:
+        return e
+    except OSError:
+        return Unusable("a file that cannot be read")
+
+
+def check_bytes(size):
+    """Before a file is read into memory: not more than MAX_BYTES of it."""
+    if size > MAX_BYTES:
+        raise Unusable(f"a file of more than {MAX_BYTES // 10 ** 6} MB")
+
+
+class Folder:
+    """Pictures in a folder and those below it; a unit is one picture, in the order of the paths' characters.
+
+    The caption is in NAME.txt beside it, or in captions.jsonl or captions.csv at the top, with `file` (or `file_name`),
+    a path from there, and `caption` (or `text`). A picture with several entries counts as several examples. Names that
+    begin with a dot are passed over.
+    """
+
+    def __init__(self, root, names):
+        self.root = root
+        rows = [row for table in TABLES if table in names for row in read_table(root / table)]
+        listed = {name for name, _ in rows}
+        rows += [(name, None) for name in names if suffix_of(name) in PICTURES and name not in listed]
+        self.units = self.names = sorted(rows, key=lambda row: row[0])
+
+    def label(self, unit):
+        """A unit's name for people."""
+        return self.units[unit][0]
+
+    def examples(self, unit, skip):
+        """A unit's groups of files for `example`, without the first `skip`: here one or none."""
+        if skip:
+            return
+        name, caption = self.units[unit]
+        words = (self.root / name).with_suffix(".txt")
+        files = [(suffix_of(name), load(partial(read_file, self.root / name)))]
+        if caption is not None:
+            files += [(".txt", caption)]
+        elif os.path.isfile(words):
+            files += [(".txt", load(partial(read_file, words)))]
+        yield files
+
+
+def read_file(path):
+    """A plain file's bytes."""
+    if not os.path.isfile(path):   # nor is a pipe, at which one would wait for ever
+        raise Unusable("a file that is not there")
+    check_bytes(path.stat().st_size)
+    return path.read_bytes()
+
+
+def suffix_of(name):
+    """Of a path's last part, in small letters: ".jpg"."""
+    return os.path.splitext(name)[1].lower()
+
+
+def read_table(path):
+    """The rows of captions.jsonl or .csv, (path, caption's bytes). ValueError names the line that is none.
+
+    What is not UTF-8 stays as it is until its example is read, and is counted then.
+    """
+    rows = []
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
+            for entry in lines:
+                name = caption_of(entry, ("file", "file_name"))
+                parts = Path(name).parts
+                if not parts or Path(name).is_absolute() or ".." in parts:   # a table is not to lead out of its folder
+                    raise ValueError(f"it has no file that is inside {path.parent}")
+                caption = caption_of(entry, ("caption", "text"))
+                rows.append((Path(name).as_posix(), caption.encode("utf-8", "surrogatepass")))
+        except (ValueError, RecursionError, csv.Error) as e:
+            raise ValueError(f"{path}, entry {len(rows) + 1}, should give file and caption: {e}") from None
+    return rows
+
+
+class Shards:
+    """Tar archives; a unit is one of them, its examples come in the order they have there.
+
+    The WebDataset convention: neighbours of one name up to its first dot are one example, such as 0007.jpg and
+    0007.txt. Nothing is mixed within a shard: shuffle before packing, and make many more shards than readers.
+    """
+
+    def __init__(self, paths):
+        self.units = paths
+        self.names = [Path(path).name for path in paths]   # a set of shards may move to another disk
+
+    def label(self, unit):
+        """A unit's name for people."""
+        return self.names[unit]
+
+    def examples(self, unit, skip):
+        """A shard's groups of files for `example`, without the first `skip`, whose bytes are passed over."""
+        for index, (_, files) in enumerate(groupby(shard_files(self.units[unit]), key=lambda file: file[0])):
+            if index >= skip:
+                yield [(suffix, read()) for _, suffix, read in files]   # before the next is looked for: forwards only
+
+
+class Bounded(io.BufferedReader):
+    """A file of which nobody gets more than MAX_BYTES at once.
+
+    An archive's long names and extended headers go through memory too, and give their lengths themselves.
+    """
+
+    def read(self, size=-1):
+        if not 0 <= size <= MAX_BYTES:
+            raise tarfile.ReadError(f"{size} bytes at once")
+        return super().read(size)
+
+
+def shard_files(path):
+    """A shard's pictures and captions, one after the other: (name, suffix, function that loads it).
+
+    An archive is a stranger's. Nothing is unpacked, so its names lead nowhere; links, devices and what else is not a
+    plain file are passed over. What is whole before a cut or damage comes, then one that loads as Unusable.
+    """
+    why = "a shard that is damaged or cut off"
+    try:
+        # "r:" is tar and nothing else: no decompression, hence no bomb
+        with Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            length, offset = os.fstat(file.fileno()).st_size, -1
+            while (member := tar.next()) is not None:
+                tar.members.clear()                                # tarfile would keep them all
+                end = member.offset_data + member.size
+                if not offset < member.offset < member.offset_data <= end <= length:    # a size may even be negative
+                    raise tarfile.ReadError
+                offset = member.offset
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                suffix = f".{suffix.lower()}"
+                if stem and suffix in PICTURES + CAPTIONS and member.isreg() and not member.issparse():
+                    yield (folder, stem), suffix, partial(load, partial(read_at, file, member))
+            # tarfile takes damage for the end; a true end is a block of zeros
+            file.seek(tar.offset)
+            if file.read(512) == bytes(512):
+                return
+    except FileNotFoundError:
+        why = "a shard that is gone"
+    except Exception:   # as in `example`
+        pass
+    yield None, "", lambda: Unusable(why)
+
+
+def read_at(file, member):
+    """The bytes of a tar's member."""
+    check_bytes(member.size)
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def find_pictures(where):
+    """A folder of pictures, or shards: a .tar file, a folder of them, or a pattern such as "data/{00000..00099}.tar" or
+    "data/*.tar". -> Folder or Shards. ValueError, one line, where there is nothing."""
+    root = Path(where)
+    if not root.is_dir():
+        return Shards(find_shards(str(where)))
+    names = sorted(Path(folder, name).relative_to(root).as_posix() for folder, inside, files in os.walk(root)
+                   if not any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
+                   for name in files if not name.startswith("."))
+    shards = [str(root / name) for name in names if suffix_of(name) == ".tar"]
+    folder = Folder(root, names)
+    if shards and folder.units:
+        raise ValueError(f"{where} holds both pictures and .tar shards; give each a folder of its own")
+    if not shards and not folder.units:
+        raise ValueError(f"{where} holds no pictures ({', '.join(PICTURES)}) and no .tar shards")
+    return Shards(shards) if shards else folder
+
+
+def find_shards(pattern):
+    """The shards of a pattern. ValueError if there is none, or one that braces name is missing."""
+    paths = []
+    for name in [pattern] if Path(pattern).exists() else expand(pattern):
+        paths += sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]
+    missing = [path for path in paths if not Path(path).is_file() or suffix_of(path) != ".tar"]
+    if missing or not paths:
+        what = f"{missing[0]} (of {len(paths)})" if len(paths) > 1 else pattern
+        raise ValueError(f"{what} is neither a folder nor a .tar file that is there")
+    return list(dict.fromkeys(paths))
+
+
+def expand(pattern):
+    """"a{08..11}.tar" -> ["a08.tar", "a09.tar", "a10.tar", "a11.tar"], as a shell does it."""
+    found = re.search(r"\{(\d{1,6})\.\.(\d{1,6})\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    return [name for n in range(int(first), int(last) + 1) for name in
+            expand(f"{pattern[:found.start()]}{n:0{len(first)}}{pattern[found.end():]}")]
+
+
+# --- Whose turn it is ---
+
+# Think of one endless sequence of units: epoch after epoch, each a permutation of all. Of n readers, reader k takes the
+# places k, k+n, k+2n, ... So nothing is read twice and nothing forgotten, without a word between them, and together
+# they read what a single one would. A reader's bookmark is
+#     {"begun": [[place, examples of it that are done], ...], "next": place}
+# and it goes through `begun`, then to next, next+n, ...
+
+@lru_cache(maxsize=2)
+def permutation(n, seed, epoch):
+    """The order of an epoch's n units, as an array."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def deal(bookmarks, readers):
+    """The bookmarks of all readers of a run, dealt out to another number of them; the same number keeps its own.
+
+    Nothing is lost and nothing comes twice. The order may change: what lay between the readers comes first.
+    """
+    if len(bookmarks) == readers:
+        return bookmarks
+    # Readers do not run in step. Behind `front` nobody has begun anything; before it are gaps, some of each reader's
+    front = max(mark["next"] for mark in bookmarks)
+    left = [place for mark in bookmarks for place in mark["begun"]]
+    left += [[place, 0] for mark in bookmarks for place in range(mark["next"], front, len(bookmarks))]
+    left.sort()
+    while left and left[-1] == [front - 1, 0]:   # readers in step leave no gaps: then the order stays, too
+        front -= 1
+        left.pop()
+    return [{"begun": left[k::readers], "next": front + k} for k in range(readers)]
+
+
+class Reader:
+    """One of a run's readers: endless examples, and a bookmark to go on from. See above."""
+
+    def __init__(self, source, config, bookmark, stride):
+        self.source, self.config, self.stride = source, config, stride
+        self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
+        self.seen, self.bad, self.barren = 0, Counter(), set()
+        self.first = {}     # reason -> where it was met first: with twenty pictures of one's own one wants to know which
+
+    def bookmark(self):
+        """Where it is, as lists and numbers that do not change when it goes on."""
+        return {"begun": [list(place) for place in self.begun], "next": self.next}
+
+    def __iter__(self):
+        """Endless (uint8 [3, size, size], caption). ValueError when too much is unusable."""
+        n = len(self.source.units)
+        while True:
+            if not self.begun:
+                self.begun, self.next = [[self.next, 0]], self.next + self.stride
+            here = self.begun[0]
+            place, used = here
+            self.unit = unit = int(permutation(n, self.config.seed, place // n)[place % n])
+            for files in self.source.examples(unit, used):
+                here[1] += 1
+                found = self.take(files, f"{self.config.seed} {place} {here[1]}")
+                if found:
+                    yield found      # and the bookmark says that it is done
+            if here[1] == 0:
+                self.take([("", Unusable("an empty shard"))], "")
+            if not used and self.bad.total() == self.seen:
+                self.barren.add(unit)
+            self.begun.pop(0)
+            if len(self.barren) == n and self.bad.total() == self.seen:
+                raise ValueError(f"nothing here can be used: {counted(self.bad, self.first)}")
+
+    def take(self, files, dice):
+        """A group of files as (picture, caption), or None, and counted. Where a random crop is depends on dice alone, a
+        text that names seed and place: after a stop the same one comes again."""
+        self.seen += 1
+        try:
+            image, caption = example(files, self.config.size)
+        except Unusable as e:
+            self.bad[str(e)] += 1
+            self.first.setdefault(str(e), self.source.label(self.unit))
+            bad, most = self.bad.total(), self.config.bad_share
+            if self.seen >= 100 and bad > most * self.seen:
+                raise ValueError(f"{bad} of {self.seen} examples cannot be used, more than {most:.0%} (bad_share):"
+                                 f" {counted(self.bad, self.first)}") from None
+            return None
+        return square(image, self.config.size, random.Random(dice) if self.config.crop == "random" else None), caption
+
+
+def counted(bad, first):
+    """{reason: how often} and {reason: where first} in words, the most frequent first."""
+    return ", ".join(f"{n} × {why} ({first[why]})" for why, n in Counter(bad).most_common())
+
+
+class Batches(IterableDataset):
+    """What a process or each of its workers goes through: whole batches, each with what is known after it.
+
+    (uint8 [batch, 3, size, size], captions, bookmark, (seen, bad)). Where it cannot go on a text alone, and no more: an
+    error that crossed from a worker would bring its traceback along.
+    """
+
+    def __init__(self, source, config, bookmarks, stride):
+        self.source, self.config, self.bookmarks, self.stride = source, config, bookmarks, stride
+
+    def __iter__(self):
+        worker = get_worker_info()
+        reader = Reader(self.source, self.config, self.bookmarks[worker.id if worker else 0], self.stride)
+        examples = iter(reader)
+        try:
+            while True:
+                pictures, captions = zip(*islice(examples, self.config.batch))
+                yield torch.stack(pictures), list(captions), reader.bookmark(), (reader.seen, dict(reader.bad))
+        except ValueError as e:
+            yield (str(e),)
+
+
+def begin_worker(_):
+    """A worker ends when its parent says so or is gone, and at nothing else.
+
+    Ctrl-C goes to all of a terminal's processes, and the signal that ends a job to all of the job's. The parent stops
+    in order then, for which it may need one more batch.
+    """
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    patient = hasattr(signal, "sigtimedwait")   # who sent a signal can be asked on Linux; elsewhere every one counts
+    if patient:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)   # not what the parent does, which is to save and leave
+
+    def watch():
+        told = None
+        while os.getppid() == parent and not (told and told.si_pid == parent):
+            told = signal.sigtimedwait([signal.SIGTERM], 1) if patient else time.sleep(1)
+        os._exit(0)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Pictures:
+    """Endless batches of somebody's own pictures: `next()`; `state()` says how to go on exactly.
+
+    where    what `find_pictures` takes
+    reader   (rank, ranks): which of how many processes this is; together they see every example once an epoch
+    workers  processes that decode ahead; 0: none. A batch is from one of them, in turn
+    state    of an earlier run: `merge` of what all its processes said, however many they were
+
+    seen counts the examples that went into what was delivered, bad the unusable of them by reason, both since this
+    object was made. ValueError, one line, for what cannot be read, here or from `next`.
+    """
+
+    def __init__(self, where, config, *, reader=(0, 1), workers=0, state=None):
+        if config.crop not in ("centre", "random"):
+            raise ValueError(f"crop {config.crop!r}: a crop is centre or random")
+        source, (rank, ranks), each = find_pictures(where), reader, max(1, workers)
+        self.where, self.delivered, self.counts = where, 0, [(0, {})] * each
+        digest = hashlib.sha256()
+        for name in source.names:
+            digest.update(repr(name).encode())
+        self.facts = {"seed": config.seed, "files": digest.hexdigest()}
+        if state is not None and any(state[name] != fact for name, fact in self.facts.items()):
+            raise ValueError(f"{where} holds other files than when this run began, or the seed is another;"
+                             " put them back, or begin a new run from its weights")
+        began = [{"begun": [], "next": k} for k in range(ranks * each)]
+        marks = began if state is None else deal(state["readers"], len(began))
+        self.bookmarks = marks[rank * each:(rank + 1) * each]
+        batches = Batches(source, config, list(self.bookmarks), len(began))
+        # A generator of its own: the loader would draw from the one that also makes the training's noise
+        self._batches = iter(DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=begin_worker,
+                                        collate_fn=tuple, generator=torch.Generator()) if workers else batches)
+
+    def next(self):
+        """-> pictures uint8 [batch, 3, size, size] and their captions, a list."""
+        try:
+            item = next(self._batches)
+        except RuntimeError as e:
+            if not str(e).startswith("DataLoader worker"):
+                raise
+            # A worker was killed, mostly for the memory it took
+            raise ValueError(f"{self.where}: {str(e).splitlines()[0]}") from None
+        if len(item) == 1:
+            self.close()
+            raise ValueError(f"{self.where}: {item[0]}")
+        pictures, captions, bookmark, counts = item
+        turn = self.delivered % len(self.bookmarks)   # the loader asks its workers in turn
+        self.bookmarks[turn], self.counts[turn] = bookmark, counts
+        self.delivered += 1
+        return pictures, captions
+
+    def close(self):
+        """Let the workers go; nothing comes after it.
+
+        Python would see to it too, but late if an error still holds on to this object: the queues may then be gone by
+        which workers are told, and each is waited for in vain, five seconds long.
+        """
+        self._batches = iter(())
+
+    @property
+    def seen(self):
+        return sum(seen for seen, _ in self.counts)
+
+    @property
+    def bad(self):
+        return sum((Counter(bad) for _, bad in self.counts), Counter())
+
+    def state(self):
+        """How to go on after the last batch that was *delivered*; what workers prefetched is made again.
+
+        Lists, texts and whole numbers. The worker whose turn is next comes first.
+        """
+        turn = self.delivered % len(self.bookmarks)
+        return {"readers": self.bookmarks[turn:] + self.bookmarks[:turn], **self.facts}
+
+    @staticmethod
+    def merge(states):
+        """One state of those of all processes, in the order of their ranks."""
+        return {**states[0], "readers": [mark for state in states for mark in state["readers"]]}
+
+
+# --- The bill ----------------------------------------------------------------------------------------
+
+# What will a run take? It can be known to the byte and to the day before anything is bought, from shapes alone. torch
+# can walk through a network whose tensors have a shape, a type and no numbers ("fake" ones): no memory is touched, so
+# the paper's largest model is priced on a laptop, in seconds. Three accounts are kept on that walk:
+#
+#   · what training holds for every parameter: 4 bytes of weight, 4 of gradient, 8 of Adam, 4 of average, 20 in all.
+#     They can be shared out over the GPUs (sharding: each holds a piece and borrows the others' when it needs them);
+#   · what autograd keeps of the way forward, because the way back will ask for it. That grows with the pictures, and
+#     can be thrown away and computed again (`recompute`);
+#   · the multiplications. Peak and the share of it that one reaches turn them into days.
+BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block   # what is recomputed, or gathered from its shards, at once
+
+
+def recompute(network):
+    """Make a network's blocks forget what they did on the way forward and do it again on the way back.
+
+    Of each block only the input is kept, in memory for time: one more way forward, a third of a step. The answers and
+    the gradients stay the same to the bit, dropout included, whose dice are set back. It changes `network`, once (a
+    second call does nothing), but no weight and no name of one, and its type knows nothing of it. -> network
+
+    Chen et al. 2016, arXiv 1604.06174. Without gradients (samples, EMA) nothing is kept and so nothing done twice.
+    """
+    for part in network.modules():
+        if isinstance(part, BLOCKS) and "forward" not in vars(part):
+            part.forward = partial(_forgetful, part.forward)
+    return network
+
+
+def _forgetful(forward, x, *given):
+    """A block's forward that keeps x and given only. Text keys and values come as a pair, and go one by one: torch
+    takes charge of tensors that it is handed, not of those in a tuple."""
+    if given and not torch.is_tensor(given[0]):
+        return checkpoint(lambda x, *pair: forward(x, pair), x, *given[0], use_reentrant=False)
+    return checkpoint(forward, x, *given, use_reentrant=False)
+
+
+def ask(network, side, pictures):
+    """One way forward with so many pictures of side × side and their captions, zeros all of them, on the default
+    device. -> what comes out; of a CLIP the sum of both towers' vectors, so that its gradient reaches both."""
+    config = network.config
+    t = torch.zeros(pictures, dtype=torch.long)
+    tokens = torch.zeros(pictures, config.text.context, dtype=torch.long)
+    if isinstance(network, guidance.NoisedCLIP):
+        # `text` would look for the longest caption's length: a number, which a tensor of shape only does not hold
+        words = network.caption.tokens(tokens) + network.caption.positions
+        return network.image(torch.zeros(pictures, 3, side, side), t) + network.caption.read(words, t)
+    return network(torch.zeros(pictures, config.in_channels, side, side), t, tokens=tokens, mask=tokens == 0)
+
+
+@contextmanager
+def noting_kept(network):
+    """Yields a dictionary that fills with the storages which autograd keeps inside, each once, and no weight of the
+    network's, which is there anyway. A storage is the memory behind a tensor; many tensors may be views of one."""
+    weights, kept = {p.untyped_storage()._cdata for p in network.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage   # held, or its address might be used again for another one
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
+def total(storages):
+    """Bytes."""
+    return sum(storage.nbytes() for storage in storages)
+
+
+@contextmanager
+def counting_flop(network):
+    """Yields {kind: FLOP} of what the network computes inside: 2 for each multiply-add, one × and one +.
+
+    Convolutions, linear layers and attention's two products are everything that is worth counting. Norms,
+    activations and sums do a handful of operations a number, these do thousands.
+    """
+    flop, attention = dict.fromkeys(("convolutions", "linear layers", "attention"), 0), transformer.attention
+
+    def count(part, given, out):
+        # Each number that comes out sums as many products as one output's weights: C·3·3 of a convolution, D of a layer
+        kind = "convolutions" if isinstance(part, nn.Conv2d) else "linear layers"
+        flop[kind] += 2 * out.numel() * part.weight[0].numel()
+
+    def counted(q, k, v, **options):
+        flop["attention"] += 2 * 2 * q.numel() * k.shape[2]   # q·kᵀ, then its softmax times v; M keys for every query
+        return attention(q, k, v, **options)
+    hooks = [part.register_forward_hook(count) for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    with mock.patch.object(transformer, "attention", counted):   # all attention of the course goes through it (02)
+        yield flop
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def as_on_a_gpu(network):
+    """Inside, a network of fake tensors, which say they lie on a CPU, keeps for the way back what it would on a GPU.
+
+    Three habits differ: there autocast turns to float32 for norms; a dropout's mask takes one byte and not four; and
+    attention is fused in training too, so that the N×M weights are never kept (02).
+    """
+    def fused(q, k, v, *, causal=False):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    for part in network.modules():
+        if isinstance(part, (nn.GroupNorm, nn.LayerNorm)):
+            part.register_forward_pre_hook(lambda part, given: (given[0].float(),))
+        elif isinstance(part, nn.Dropout):
+            part.forward = lambda x, p=part.p: torch.native_dropout(x, p, True)[0]
+    with mock.patch.object(transformer, "attention", fused):
+        yield
+
+
+def network_of(config):
+    """A fresh network of a preset's sizes, with its first weights."""
+    return (guidance.NoisedCLIP if isinstance(config, guidance.CLIPConfig) else unet.UNet)(config)
+
+
+def walk(config, side, pictures, *, recomputed=False, back=False, gpu=True):
+    """A way forward, with `back` also the way back, in bf16 and without memory. -> bytes kept for the way back, bytes
+    kept inside each block [list], {kind: FLOP}, network.
+
+    FLOP are those of the layers' forward passes, the repeated ones too. They need not be all of them: a block that is
+    computed again stops when backward has what it asked for, and so does not make its last product.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode   # here, so that importing this file stays quick
+    with FakeTensorMode():
+        network, inside, began = network_of(config), [], []
+        if recomputed:
+            recompute(network)
+        for part in network.modules():
+            if isinstance(part, BLOCKS):
+                part.register_forward_pre_hook(lambda *_: began.append(len(kept)))
+                part.register_forward_hook(lambda *_: inside.append(total(list(kept.values())[began[-1]:])))
+        with as_on_a_gpu(network) if gpu else nullcontext(), counting_flop(network) as flop:
+            # No weight is used twice, so autocast's store of 16-bit copies would only hold them all till the end
+            with noting_kept(network) as kept, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                answer = ask(network, side, pictures)
+            if back:
+                answer.sum().backward()
+        return total(kept.values()), inside, flop, network
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept between the way forward and the way back: a fixed part, a part a picture, and, where blocks are
+    recomputed, the same two of each block, since the one that is at work keeps all of its own for a moment."""
+
+    fixed: int
+    picture: int
+    blocks: tuple = ((0, 0),)
+
+    def bytes(self, pictures):
+        """With so many pictures at a time."""
+        return self.fixed + pictures * self.picture + max(f + pictures * p for f, p in self.blocks)
+
+    def most(self, room):
+        """How many pictures at a time fit into so many bytes."""
+        return max(0, min(int((room - self.fixed - f) // (self.picture + p)) for f, p in self.blocks))
+
+
+@lru_cache
+def measure(config, side):
+    """-> {"plain", "recomputed": Activations}, the same of a picture's FLOP, {kind: FLOP} of its way forward, network.
+
+    Bytes lie on a straight line, which two walks give: with 2 pictures and with 3. (One alone would not do: of a single
+    picture some copies are not made.)
+    """
+    def line(two, three):
+        return 3 * two - 2 * three, three - two
+    plain, again = ([walk(config, side, n, recomputed=flag, back=flag and n == 2) for n in (2, 3)]
+                    for flag in (False, True))
+    kept = [line(*(one[0] for one in both)) for both in (plain, again)]
+    blocks = tuple(map(line, *(one[1] for one in plain)))
+    forward, twice = (sum(both[0][2].values()) // 2 for both in (plain, again))
+    # On the way back each product becomes two, one for the input's gradient and one for the weight's: three in all.
+    # The paper's base model then takes 2.85e22 for its run and its upsampler 1.26e22. GLIDE says: about the compute of
+    # DALL·E, which at 6 FLOP a parameter and token took 6 × 12e9 × 430,000 × 1,024 × 1,280 = 4.06e22 (Ramesh et al.
+    # 2021, arXiv 2102.12092: 12 G parameters, 430,000 steps of 1,024 rows of 1,280 tokens).
+    return ({"plain": Activations(*kept[0]), "recomputed": Activations(*kept[1], blocks)},
+            {"plain": 3 * forward, "recomputed": twice + 2 * forward},
+            {kind: flop // 2 for kind, flop in plain[0][2].items()}, plain[0][3])
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is to be paid on. GB are 10⁹ bytes, TFLOP/s 10¹² a second."""
+
+    gpus: int = 1
+    memory: float = 80.0   # GB of each
+    peak: float = 990.0    # TFLOP/s of each: bfloat16, dense, of an H100 (SXM) or H200, as their data sheet has it
+    share: float = 0.4     # of the peak that a run reaches
+
+
+def flop_of_a_picture(preset, work):
+    """What a step takes for each of its pictures, forward and back."""
+    ways = measure(preset.network, preset.train.crop or preset.size)[1]
+    return ways["recomputed" if work.recompute else "plain"]
+
+
+def matrix_rate(device, bf16):
+    """The peak as it is here: FLOP/s of the product of two large matrices, the best of a few, in half a second."""
+    n, best = 8192 if torch.device(device).type == "cuda" else 1024, math.inf
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    for _ in range(5):
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()        # the answer is waited for
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n ** 3 / best
+
+
+RESERVE = 0.1   # of the memory, for what is not counted: operations' scratch space, the allocator's gaps, the driver
+
+
+class Plan:
+    """What a preset takes on given machines. pictures: how many a GPU takes at a time; default: the largest even part
+    of its share of a batch that fits, with recomputation if the run is to have it. ValueError for numbers that do not
+    divide each other."""
+
+    def __init__(self, preset, machines, *, pictures=None, recomputed=False):
+        self.preset, self.machines, self.side = preset, machines, preset.train.crop or preset.size
+        self.part, rest = divmod(preset.train.batch, machines.gpus)
+        if rest:
+            raise ValueError(f"{preset.train.batch} pictures a step cannot be shared out evenly to {machines.gpus} GPUs")
+        if pictures and self.part % pictures:
+            raise ValueError(f"a GPU's part of a step, {self.part} pictures, cannot be taken {pictures} at a time")
+        self.kept, self.step, self.forward, self.network = measure(preset.network, self.side)   # step: FLOP of a picture
+        most = max(1, self.most("recomputed" if recomputed else "plain", sharded=True))
+        self.pictures = pictures or max(n for n in range(1, self.part + 1) if self.part % n == 0 and n <= most)
+
+    def states(self, *, sharded):
+        """{what: bytes on each GPU}, whatever the number of pictures."""
+        bytes_of = {"weights": 4, "gradients": 4, "optimiser": 8, "EMA": 4}
+        all_of, gpus = unet.parameters(self.network), self.machines.gpus if sharded else 1
+        blocks = [unet.parameters(part) for part in self.network.modules() if isinstance(part, BLOCKS)]
+        # Of two blocks at a time, the one at work and the next, and of what is in no block, weights and gradients whole
+        whole = all_of - sum(blocks) + 2 * max(blocks) if gpus > 1 else 0
+        return {what: n * all_of / gpus for what, n in bytes_of.items()} | {"gathered": 8 * whole}
+
+    def most(self, way, *, sharded):
+        """How many pictures at a time fit on a GPU; way is "plain" or "recomputed"."""
+        room = (1 - RESERVE) * self.machines.memory * 1e9 - sum(self.states(sharded=sharded).values())
+        return self.kept[way].most(room)
+
+    def gpu_days(self, way):
+        """Days of one GPU for the whole run."""
+        run = self.step[way] * self.preset.train.batch * self.preset.train.steps
+        return run / (self.machines.peak * 1e12 * self.machines.share) / 86400
+
+
+def print_plan(plan, title):
+    """The bill as tables: a line for each number, and beside it where it comes from."""
+    train, gpus = plan.preset.train, plan.machines.gpus
+    everything, side = unet.parameters(plan.network), plan.side
+    words = unet.parameters(getattr(plan.network, "caption", None) or plan.network.text)
+    print(f"The bill of {title}: {train.steps:,} steps of {train.batch:,} pictures, {side} × {side} pixels, on {gpus}"
+          f" GPU{'s' * (gpus > 1)}.\nNothing was allocated for it: a network of shapes without numbers told it all."
+          f"\n\nParameters  {everything:,}: {everything - words:,} for pictures, {words:,} for captions")
+    print_memory(plan, *((1e9, "GB, 10⁹ bytes") if 20 * everything > 1e9 else (1e6, "MB, 10⁶ bytes")))
+    print_work(plan)
+
+
+def row(name, *cells, note=""):
+    """A line of a table: its name, its numbers under one another, where they come from."""
+    numbers = (f"{cell:,.3f}" if isinstance(cell, float) else cell for cell in cells)
+    print(f"  {name:<11}{''.join(f'{number:>16}' for number in numbers)}   {note}".rstrip())
+
+
+def print_memory(plan, unit, name):
+    """What a GPU holds, what it keeps from forward to backward, and how many pictures at a time that allows."""
+    n, whole, sharded = plan.pictures, plan.states(sharded=False), plan.states(sharded=True)
+    print(f"\nHeld by each GPU, in {name}")
+    row("", "whole", f"sharded by {plan.machines.gpus}")
+    for what, note in zip(whole, (
+            "4 bytes a parameter: float32", "as many",
+            "8: Adam's averages of gradient and square", "4: the averaged weights",
+            "whole: two blocks, what is in none, gradients")):
+        row(what, whole[what] / unit, sharded[what] / unit, note=note)
+    row("together", sum(whole.values()) / unit, sum(sharded.values()) / unit)
+    print("\nKept from the way forward for the way back, computing in bf16 as on a GPU")
+    row("", "fixed", "a picture", f"{n} at a time")
+    for (way, kept), note in zip(plan.kept.items(), (
+            "fixed: 16-bit copies of the weights", "inputs of blocks, all of one block")):
+        row(way, kept.fixed / unit, kept.picture / unit, kept.bytes(n) / unit, note=note)
+    print(f"\nBoth together; how many pictures at a time fit into {plan.machines.memory:g} GB, {RESERVE:.0%} of it left free")
+    row("", "whole", f"sharded by {plan.machines.gpus}")
+    for way, kept in plan.kept.items():
+        sums = [(sum(states.values()) + kept.bytes(n)) / unit for states in (whole, sharded)]
+        row(way, *sums, note=f"{plan.most(way, sharded=False):,} fit whole, {plan.most(way, sharded=True):,} sharded")
+    print(f"  A GPU's part of a step is {plan.part:,} pictures: {plan.part // n:,} × {n:,}, which is --parts {plan.part // n}")
+
+
+def print_work(plan):
+    """FLOP, and what they come to in days."""
+    train, machines, forward = plan.preset.train, plan.machines, sum(plan.forward.values())
+    print("\nFLOP: 2 for each multiply-add of " + ", ".join(f"{kind} ({n / forward:.0%})" for kind, n in plan.forward.items())
+          + "; all else is left out")
+    row("", "a picture", "a step", "the run")
+    for what, n, note in (("forward", forward, f"a step is {train.batch:,} pictures"),
+                          ("plain", plan.step["plain"], "backward is twice forward"),
+                          ("recomputed", plan.step["recomputed"], "and most of forward once more")):
+        row(what, *(f"{n * times:.2e}" for times in (1, train.batch, train.batch * train.steps)), note=note)
+    print(f"\nTime at {machines.share:.0%} (--share) of {machines.peak:g} TFLOP/s a GPU (--peak; 990: H100 and H200 in dense"
+          " bf16)")
+    row("", "GPU-days", "a step", "the run")
+    for way in plan.kept:
+        days = plan.gpu_days(way)
+        row(way, f"{days:,.1f}" if days >= 1 else f"{days:.1e}", span(days / machines.gpus / train.steps),
+            span(days / machines.gpus), note=f"on {machines.gpus} GPU{'s' * (machines.gpus > 1)}")
+
+
+def span(days):
+    """A time in the unit that suits it."""
+    for name, length in ("days", 1), ("hours", 24), ("min", 1440):
+        if days * length >= 1:
+            return f"{days * length:,.1f} {name}"
+    return f"{days * 86400:.3g} s"
+
+
+# --- The command line --------------------------------------------------------------------------------
 
 def save_judge(path, *, size, steps, seed, facts):
     """Train a judge, measure its ceiling on real pictures, print it and write both."""
@@ -2550,7 +2580,8 @@ def arguments(argv=None):
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
-    add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets 2,000)")
+    add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets a tenth of"
+                                                      " the run, 100 to 2,000)")
     add("--keep", type=positive, default=2, help="how many checkpoints stay")
     return parser.parse_args(argv)
 
@@ -2566,7 +2597,9 @@ def work_of(args):
     elif args.shard:
         raise ValueError("--shard divides a network among processes; start them with: torchrun --nproc-per-node 8 08_train.py …")
     bf16 = None if args.dtype is None else args.dtype == "bfloat16"
-    every = args.save_every or (200 if args.preset == "tiny" else 2000)
+    # An hour or so of a large run; but who fine-tunes for 500 steps does not want to lose them all, nor to see nothing
+    steps = args.steps or PRESETS[args.preset][args.model].train.steps
+    every = args.save_every or (200 if args.preset == "tiny" else min(2000, max(100, steps // 10)))
     work = Work(device, args.parts, args.recompute, args.compile, args.shard, bf16, every, args.keep)
     return replace(work, peak=1e12 * args.peak if args.peak else matrix_rate(device, wants_bf16(work)))
 
@@ -2586,11 +2619,11 @@ def tokenizer_of(args, preset, start):
     """Whose words the captions are cut into: those that the first weights know, else GPT-2's, else for pictures of one's
     own the best for their captions. None is the little world's. ValueError where the network has no room for them."""
     if start is not None:
-        tok = tokenizer.BPETokenizer(read_start(start)["tokenizer"])
+        tok = tokenizer_in(read_start(start))
     elif args.vocab is not None:
         tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
     elif args.data is not None:
-        tok = tokenizer.BPETokenizer.train(captions_in(args.data), preset.network.text.vocab_size)
+        tok = tokenizer.BPETokenizer.train(captions_of(args.data), preset.network.text.vocab_size)
     else:
         return None
     if tok.vocab_size > preset.network.text.vocab_size:
@@ -2611,6 +2644,26 @@ def captions_in(where, most=100_000):
                 most -= 1
             if not most:
                 return
+
+
+@lru_cache
+def captions_of(where):
+    """The same as a tuple, read once."""
+    return tuple(captions_in(where))
+
+
+def words_in(text):
+    """The words of a text in small letters, in order."""
+    return re.findall(r"\w+", text.lower())
+
+
+def words_learned(args, start, most=1000):
+    """All words of somebody's few captions, sorted: what the weights can have learned to draw. Together with those of
+    the weights that they began as. None where nobody can list them: for many captions, for weights of another kind."""
+    if args.data is None:
+        return None
+    before, said = [] if start is None else unet.read_weights(start)["made"].get("words"), captions_of(args.data)
+    return None if before is None or len(said) > most else sorted({*before, *(w for text in said for w in words_in(text))})
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
@@ -2687,18 +2740,19 @@ def command(args):
     start = args.start or (STARTS.get(args.model) if args.preset == "tiny" else None)
     preset, world = chosen(args, start)
     work, pictures, tok = work_of(args), data_of(args, preset), tokenizer_of(args, preset, start)
+    if (words := words_learned(args, start)) is not None:
+        facts["words"] = words
     weights = train(preset, out, difficulty=world, seed=args.seed, work=work, pictures=pictures, tok=tok, start=start,
                     resume=args.resume, facts=facts)
     if team()[0] == 0:
-        tell_what_comes_next(args.model, weights)
+        tell_what_comes_next(args, weights)
 
 
 def chosen(args, start):
     """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
     pictures of one's own take its place."""
     preset = PRESETS[args.preset][args.model]
-    world = args.world or (read_start(start).get("difficulty") if start else None) or "single"
-    world = "" if args.data else world
+    world = "" if args.data else args.world or (read_start(start).get("difficulty") if start else None) or "single"
     options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
     if args.freeze is not None:
@@ -2706,17 +2760,30 @@ def chosen(args, start):
     return replace(preset, train=replace(preset.train, **options)), world
 
 
-def tell_what_comes_next(model, weights):
+def tell_what_comes_next(args, weights):
     """The last lines of a run."""
-    if model == "clip":
+    clip = args.model == "clip"
+    rates = unet.read_file(weights).get("matching") if clip else None    # none of one's own pictures: nobody knows the truth
+    if rates:
         print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
-        print_rates(unet.read_weights(weights)["matching"])
-        print(f"wrote {weights}, matching.png, loss.png, log.jsonl\nNext: copy weights.pt to lessons/weights/clip.pt;"
-              ' python 09_sample.py "a red heart" --guide clip')
-        return
-    print(f"wrote {weights}, samples.png, loss.png, timesteps.png, log.jsonl\nNext: to draw with it, copy weights.pt to"
-          f" lessons/weights, or to another folder\nwith copies of the rest there, as {model}.pt:"
-          " python 09_sample.py --weights FOLDER")
+        print_rates(rates)
+    left = ["matching.png"] * bool(rates) if clip else ["samples.png", "timesteps.png"]
+    print(f"wrote {', '.join([str(weights), *left, 'loss.png', 'log.jsonl'])}\nNext: to draw with it, copy weights.pt"
+          f" {where_to(args)}, as {args.model}.pt:\n{how_to_draw(args)}")
+
+
+def where_to(args):
+    """Which folder weights belong in. The course's own stay as they are unless a run made others of that kind."""
+    if args.preset == "tiny" and args.data is None:
+        return "to lessons/weights, or to another folder with copies of the rest there"
+    return "to a folder for weights of your own"
+
+
+def how_to_draw(args):
+    """The command that shows what a run has brought."""
+    prompt = "a red heart" if args.data is None else captions_of(args.data)[0]
+    drawing = {"clip": " --guide clip", "inpaint": " --image PICTURE --box 0.5,0,1,1"}.get(args.model.partition("-")[0], "")
+    return f"python 09_sample.py {json.dumps(prompt, ensure_ascii=False)} --weights FOLDER{drawing}"
 
 
 def option(item):

@@ -40,7 +40,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -113,18 +113,22 @@ class Model:
     tokenizer: object
     device: str = "cpu"
     preset: str = "tiny"
-    difficulty: str = ""  # what a tiny one was trained on: "single" or "full"
+    difficulty: str = ""  # of the little world it was trained on: "single" or "full"; "" where it was none
     made: dict = field(default_factory=dict)   # how: command, steps, minutes, seed
 
     @classmethod
     def load(cls, path, device="cpu", dtype=torch.float32):
-        """A model of a file that 08 wrote. Raises FileNotFoundError or ValueError, one line each."""
+        """A model of a file that 08 or --convert wrote. Raises FileNotFoundError or ValueError, one line each.
+
+        dtype None stands for what is usual at its size, see `usual_dtype`.
+        """
         saved = unet.read_weights(path)
         network = unet.UNet.out_of(saved, path)
         try:
             process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
-            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype,
-                          difficulty=saved["difficulty"], made=saved["made"])
+            preset = habits_of(saved["size"], network.config)
+            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype or usual_dtype(preset, device),
+                          preset=preset, difficulty=saved["difficulty"], made=saved["made"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} lacks what sampling needs ({e})") from None
 
@@ -148,6 +152,28 @@ class Model:
     def encode(self, prompts):
         """Tokens and mask, [B, K] each, by name."""
         return guidance.encode(prompts, self.tokenizer, self.config.text.context, self.device)
+
+
+def habits_of(size, config):
+    """Whose habits a file's model has, "tiny" or "filtered": it does not say, but its pictures do.
+
+    Photographs of 64 pixels take more steps than glyphs of 16, whoever trained on them, and whatever the width.
+    """
+    small = size // upsample.FACTOR if "upsampler" in PARTS[config.in_channels] else size
+    return "filtered" if small >= train.PRESETS["filtered"]["base"].size else "tiny"
+
+
+def usual_dtype(preset, device):
+    """The numbers to draw with: 16 bits where they are fast and the model is large enough to gain by them.
+
+    bfloat16 if there is a choice, because it cannot overflow where float32 does not (08); float16 on GPUs that do not
+    have it. A CPU without instructions for 16 bits would convert them back and forth.
+    """
+    if preset == "tiny":
+        return torch.float32
+    if train.has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def in_precision(network, dtype):
@@ -221,7 +247,8 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
              **how):
     """A prompt becomes pictures: uint8 [n, 3, H, W]. The k-th picture depends on the seed and k alone.
 
-    base, upsampler, clip  a Model or Clip, or a function that loads one, which is then in memory while it works
+    base, upsampler, clip  a Model or Clip, or a function that loads one, which is then in memory while it works;
+        upsampler None: there is none, and the small pictures are the answer
     candidates  so many small pictures are drawn; those n that fit the prompt best, says clip, are enlarged
     watch(stage, x0, left)  is told of every step: "base" or "upsampler", the predicted picture, steps left
     known  as for draw_small;  how, large  changes of the base model's and the upsampler's sampling
@@ -242,7 +269,7 @@ def generate(prompt, *, base, upsampler, n=1, seed=0, clip=None, candidates=None
         fit = (guide or opened(clip)).fit(small, [prompt] * candidates)
         small = small[fit.argsort(descending=True)[:n].to(small.device)]
     guide = None   # the upsampler has the memory to itself
-    pictures = in_batches(enlarge_some, opened(upsampler), n, large)
+    pictures = small if upsampler is None else in_batches(enlarge_some, opened(upsampler), n, large)
     if not torch.isfinite(pictures).all():
         raise ValueError("the numbers grew beyond what this --dtype holds; try float32, or a smaller --scale")
     return train.to_bytes(pictures).cpu()
@@ -385,7 +412,8 @@ class Clip:
         saved = unet.read_weights(path)
         network = guidance.NoisedCLIP.out_of(saved, path).to(device)
         try:
-            return cls(network, tokenizer.BPETokenizer(saved["tokenizer"]), device, "tiny", saved["difficulty"])
+            preset = "tiny" if network.config.size < train.PRESETS["filtered"]["clip"].size else "filtered"
+            return cls(network, train.tokenizer_in(saved), device, preset, saved["difficulty"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} lacks what reading captions needs ({e})") from None
 
@@ -685,18 +713,26 @@ def export_openai_clip(clip):
 def check_prompt(prompt, model):
     """Raises ValueError, one line, for a prompt that these weights cannot know how to draw.
 
-    A model does not refuse: asked for what it never saw, it draws something, and one would blame the sampler. The tiny
-    ones have a grammar, so here one can tell beforehand; the released ones take any text.
+    A model does not refuse: asked for what it never saw, it draws something, and one would blame the sampler. The
+    little world has a grammar, so here one can tell beforehand; those that saw photographs, somebody's twenty or
+    OpenAI's millions, take any text (see `unknown_words`).
     """
     if not prompt.strip():
         raise ValueError('the prompt is empty; try "a red heart above a blue umbrella"')
-    if model is None or model.preset != "tiny":
+    if model is None or not model.difficulty:
         return
     scene = tokenizer.Scene.parse(prompt)
     strange = [thing.noun for thing in scene.things if thing.noun not in tokenizer.EASY_NOUNS]
     if model.difficulty == "single" and (scene.kind != "single" or strange):
         raise ValueError(f"these weights were trained on single things only ({', '.join(tokenizer.EASY_NOUNS)}); "
                          f"{prompt!r} asks for more")
+
+
+def unknown_words(prompt, model):
+    """The words of a prompt that were in none of the few captions a model was trained on, in order; [] where there
+    were many captions, or another model's before them (`made` lists the words of a small folder only)."""
+    known = model.made.get("words")
+    return [] if known is None else [word for word in dict.fromkeys(train.words_in(prompt)) if word not in known]
 
 
 def sheet(pictures, *, width=512, gap=8):
@@ -842,20 +878,28 @@ def arguments(argv=None):
     add("--candidates", type=train.positive, help="with --rerank: draw so many small pictures (default 16) …")
     add("--rerank", action="store_true", help="… and enlarge those --n that a noised CLIP finds fit best")
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
-    add("--weights", type=Path, default=WEIGHTS, help="folder of the tiny base.pt, upsampler.pt, clip.pt and judges")
+    add("--weights", type=Path, help="folder of base.pt, upsampler.pt, clip.pt, … that 08 trained, of any size; without an"
+                                     " upsampler.pt the small picture is shown (default of tiny: lessons/weights)")
     add("--random-weights", action="store_true", help="draw noise with weights that know nothing: does it run here?")
     add("--measure", action="store_true", help="no picture: how many captions come out right")
     add("--fetch", nargs="?", const="base", choices=GROUPS,
         help="no picture: fetch released files: base model and upsampler (default), inpaint, clip, or all")
     add("--cache", type=lambda text: Path(text).expanduser(),
         help="folder of released files (default: $GLIDE_CACHE or ~/.cache/glide-readable)")
+    add("--convert", type=Path, metavar="FOLDER",
+        help="no picture: write the fetched models there as weight files that 08 can --start from")
+    add("--export", type=Path, metavar="FOLDER",
+        help="no picture: write the large models of --weights there as OpenAI's files are laid out")
     add("--mirror", metavar="URL", help="with --fetch: the address of a folder that holds copies of the files")
     add("--device", type=train.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
         help="auto: 16 bits for the large presets where they are fast")
     add("--batch", type=train.positive, help="pictures at a time (default: tiny 64, else 8 and 2); fewer need less memory")
     add("--keep", action="store_true", help="hold all weights in memory, not one model's at a time")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.preset == "tiny" and args.weights is None:
+        args.weights = WEIGHTS
+    return args
 
 
 def finite(text):
@@ -901,26 +945,16 @@ def strip_of(out):
 
 
 def dtype_of(args):
-    """The numbers to compute with: 16 bits where they are fast and the model is large enough to gain by them.
-
-    bfloat16 if there is a choice, because it cannot overflow where float32 does not (08); float16 on GPUs that do not
-    have it. A CPU without instructions for 16 bits would convert them back and forth.
-    """
-    if args.dtype != "auto":
-        return getattr(torch, args.dtype)
-    if args.preset == "tiny":
-        return torch.float32
-    if train.has_fast_bf16(args.device):
-        return torch.bfloat16
-    return torch.float16 if torch.device(args.device).type == "cuda" else torch.float32
+    """What --dtype says of a preset's models; of those in a folder, see `load_own`."""
+    return usual_dtype(args.preset, args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
-def load_tiny(args, name):
-    """base.pt, upsampler.pt or clip.pt of the folder; ValueError for one in another's place."""
+def load_own(args, name):
+    """base.pt, upsampler.pt or clip.pt of the folder of weights; ValueError for one in another's place."""
     path = args.weights / f"{name}.pt"
     if name == "clip":
         return Clip.load(path, args.device)
-    model = Model.load(path, args.device, dtype_of(args))
+    model = Model.load(path, args.device, None if args.dtype == "auto" else getattr(torch, args.dtype))
     if model.part != name:
         raise ValueError(f"{path} is a model of kind {model.part}; a model of kind {name} was expected")
     return model
@@ -949,13 +983,19 @@ def load_random(args, part):
 
 def load_released(args, folder, part):
     """One of OpenAI's models, or their CLIP, out of the cache folder."""
-    files = {name: folder / entry.file for name, entry in RELEASED.items()}
-    preset = train.PRESETS["filtered"][part]
+    (network, tok), preset = released_model(folder, part), train.PRESETS["filtered"][part]
     if part == "clip":
-        clip = of_files(load_openai_clip, preset.network, files["clip-image"], files["clip-text"])
-        return Clip(clip.to(args.device), tokenizer.CLIPTokenizer.from_file(files["clip-merges"]), args.device)
-    network, tok = of_files(released_unet, preset.network, files[part]), tokenizer.BPETokenizer.from_gpt2(files["merges"])
+        return Clip(network.to(args.device), tok, args.device)
     return Model.of(network, preset.diffusion, preset.size, tok, device=args.device, dtype=dtype_of(args), preset="filtered")
+
+
+def released_model(cache, part):
+    """One of the released models, its network and its tokenizer, out of the cache folder."""
+    files, config = {name: cache / entry.file for name, entry in RELEASED.items()}, train.PRESETS["filtered"][part].network
+    if part == "clip":
+        clip = of_files(load_openai_clip, config, files["clip-image"], files["clip-text"])
+        return clip, tokenizer.CLIPTokenizer.from_file(files["clip-merges"])
+    return of_files(released_unet, config, files[part]), tokenizer.BPETokenizer.from_gpt2(files["merges"])
 
 
 def for_inpainting(folder=None):
@@ -980,23 +1020,24 @@ def of_files(load, config, *paths):
 def loaders(args):
     """{"base", "upsampler", "clip"}: functions that load what this drawing takes. What is missing is told now.
 
-    Functions, so that `generate` can have one large model in memory at a time. Those of the tiny ones, and all with
-    --keep, remember what they loaded.
+    Functions, so that `generate` can have one large model in memory at a time. Those of a folder of weights, and all
+    with --keep, remember what they loaded. A folder without an upsampler has none to offer: None.
     """
     kinds = {"base": "base", "upsampler": "upsampler"}
     if args.image is not None:
-        kinds = for_inpainting(args.weights if args.preset == "tiny" else None)
+        kinds = for_inpainting(args.weights)
     if args.rerank or args.guide == "clip":
         kinds["clip"] = "clip"
     if args.random_weights:
         load = partial(load_random, args)
-    elif args.preset == "tiny":
+    elif args.weights is not None:
         if "clip" in kinds and not (args.weights / "clip.pt").is_file():
-            raise ValueError(f"the tiny weights come without a CLIP; --preset filtered has one, and python 08_train.py"
+            raise ValueError(f"these weights come without a CLIP; --preset filtered has one, and python 08_train.py"
                              f" clip trains one: its weights.pt belongs in {args.weights}, as clip.pt")
-        load = partial(load_tiny, args)
+        load = partial(load_own, args)
     elif args.preset == "paper":
-        raise ValueError("nobody has published weights of the paper's size; --random-weights shows whether they would run")
+        raise ValueError("nobody has published weights of the paper's size; --weights FOLDER draws with your own, and"
+                         " --random-weights shows whether they would run")
     else:
         folder = args.cache or cache_folder()
         needed = [*kinds.values(), "merges"] + ["clip-image", "clip-text", "clip-merges"] * ("clip" in kinds)
@@ -1004,7 +1045,22 @@ def loaders(args):
             raise trouble
         load = partial(load_released, args, folder)
     loading = {name: partial(load, kind) for name, kind in kinds.items()}
-    return {name: lru_cache(load) for name, load in loading.items()} if args.keep or args.preset == "tiny" else loading
+    if args.keep or from_a_folder(args):
+        loading = {name: lru_cache(load) for name, load in loading.items()}
+    if from_a_folder(args) and lacks_upsampler(args.weights, kinds):
+        loading["upsampler"] = None
+    return loading
+
+
+def from_a_folder(args):
+    """Whether a drawing's models are files of a folder of weights, the course's or one's own."""
+    return args.weights is not None and not args.random_weights
+
+
+def lacks_upsampler(folder, kinds):
+    """Whether a folder of weights holds the small model and no large one. (If it lacks both, that is for the small one to
+    say, which is missed first.)"""
+    return (folder / f"{kinds['base']}.pt").is_file() and not (folder / f"{kinds['upsampler']}.pt").is_file()
 
 
 def changes(args, *names):
@@ -1029,11 +1085,28 @@ def ready(args):
         raise ValueError("--candidates belongs to --rerank, and there must be at least as many as --n asks for")
     check_prompt(args.prompt, None)
     models = loaders(args)
-    if args.preset == "tiny" and not args.random_weights:
-        models = {name: load() for name, load in models.items()}
+    if from_a_folder(args):
+        models = {name: load and load() for name, load in models.items()}
+        check_fit(models["base"], models["upsampler"], args.weights)
         for name in models.keys() & {"base", "clip"}:
             check_prompt(args.prompt, models[name])
     return models
+
+
+def check_fit(base, upsampler, folder):
+    """Raises ValueError where the one draws what the other cannot enlarge: a network of 16 pixels runs at 64, too."""
+    if upsampler is not None and upsampler.size != upsample.FACTOR * base.size:
+        raise ValueError(f"in {folder} the base model draws {base.size} pixels and the upsampler enlarges"
+                         f" {upsampler.size // upsample.FACTOR}: they do not belong together")
+
+
+def remarks(prompt, base, upsampler, folder):
+    """What a person should know of a drawing with weights of their own, a line each."""
+    if strange := unknown_words(prompt, base):
+        yield (f"no caption that these weights were trained on has {', '.join(map(repr, strange))}: such words mean nothing to"
+               " them, and what is drawn is guesswork")
+    if upsampler is None:
+        yield f"{folder} holds no upsampler: this is the small picture, {base.size}×{base.size}, its pixels as they are"
 
 
 def sample(args):
@@ -1044,17 +1117,20 @@ def sample(args):
     be drawn again.
     """
     models, (how, large) = ready(args), settings(args)
+    base = models["base"] if from_a_folder(args) else None
     args.seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
-    sketch, known = read_sketch(args), read_known(args, train.PRESETS[args.preset]["base"].size)
+    sketch, known = read_sketch(args), read_known(args, (base or train.PRESETS[args.preset]["base"]).size)
     out, watch = target(args), Watch()
     print(", ".join([repr(args.prompt), f"seed {args.seed}", *(f"{name} {value}" for name, value in how.items())]))
+    for remark in remarks(args.prompt, base, models["upsampler"], args.weights) if base else ():
+        print(remark)
     pictures = generate(args.prompt, n=args.n or 1, seed=args.seed, watch=watch, known=known, large=large, sketch=sketch,
                         guide=args.guide, candidates=(args.candidates or 16) if args.rerank else None, **models, **how)
     if known is not None:
         pictures = torch.stack([torch.from_numpy(np.array(known.put_back(p))).permute(2, 0, 1) for p in pictures])
     if args.rerank:
         watch.frames["base"].clear()     # they are of the first candidate, which need not be the best
-    zoomed = args.preset == "tiny" and known is None
+    zoomed = (base.preset if base else args.preset) == "tiny" and known is None
     save_picture(sheet(pictures, width=512 if zoomed else 1), out)
     save_picture(watch.strip(), strip_of(out))
     print(f"wrote {out}\n      {strip_of(out)}: what the model believed on the way")
@@ -1067,7 +1143,10 @@ def measure(args):
     """
     if args.preset != "tiny":
         raise ValueError("only the tiny weights can be measured: their captions have a truth that can be checked")
-    base, upsampler = (load_tiny(args, name) for name in ("base", "upsampler"))
+    base, upsampler = (load_own(args, name) for name in ("base", "upsampler"))
+    if not (base.difficulty and upsampler.difficulty):
+        raise ValueError(f"the weights in {args.weights} were not trained on the little world: of other pictures no judge"
+                         " knows what is true, and --measure has nothing to count")
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS
@@ -1447,6 +1526,74 @@ def fetch_command(args):
         print(f"{path}: {known}", flush=True)
 
 
+# --- Between their files and ours ---------------------------------------------------------------------
+
+# A released file holds weights and nothing else; one of ours also says what they are weights of, and so 08 can begin
+# with it: fine-tune it on somebody's pictures, grow channels onto it. One way is --convert, the way back --export: what
+# was fine-tuned here then runs in every program that reads the released files.
+def convert(args):
+    """--convert FOLDER: the released models of the cache as weight files of the course, which 08 takes with --start.
+
+    16 bits a number, as 08 writes them: half the size, and a picture does not show it. What is there is left alone.
+    """
+    cache, out = args.cache or cache_folder(), args.convert
+    needs = {part: ("merges", part) for part in PARTS.values()} | {"clip": GROUPS["clip"]}    # the last one decides
+    there = [part for part, files in needs.items() if (cache / RELEASED[files[-1]].file).is_file()]
+    if trouble := missing(sorted({name for part in there or ["base"] for name in needs[part]}), cache):
+        raise trouble
+    for part in there:
+        path = out / f"{part}.pt"
+        if os.path.lexists(path):
+            print(f"{path}: was there, and stays as it is")
+            continue
+        network, tok = released_model(cache, part)
+        unet.save_weights(path, network, **facts_of(part, tok))
+        print(f"{path}: {unet.parameters(network):,} parameters, {amount(size_of(path))} in 16 bits", flush=True)
+    print(f'Next: python 08_train.py base --preset filtered --start {out / "base.pt"} --data PICTURES --steps 2000 --lr 1e-5'
+          " --batch 8 --parts 4 --freeze text")
+
+
+def facts_of(part, tok):
+    """What a weight file of ours tells beside the weights, of a released model: as 08 would, but for how it was made."""
+    preset = train.PRESETS["filtered"][part]
+    sources = ("clip-image", "clip-text") if part == "clip" else (part,)
+    made = {"from": [f"{RELEASED[name].source}/{RELEASED[name].file}" for name in sources]}
+    return {"size": preset.size, "diffusion": asdict(preset.diffusion), "difficulty": "", "made": made, **train.kept(tok)}
+
+
+def export(args):
+    """--export FOLDER: the models of --weights as files with the released names, keys and shapes, in float32.
+
+    All is looked at before anything is written.
+    """
+    parts = [part for part in (*PARTS.values(), "clip") if (args.weights / f"{part}.pt").is_file()]
+    if not parts:
+        raise ValueError(f"{args.weights} holds no base.pt, upsampler.pt, … to export")
+    files = {args.export / RELEASED[name].file: state for part in parts for name, state in as_released(args, part).items()}
+    if there := [path for path in files if os.path.lexists(path)]:
+        raise ValueError(f"{there[0]} exists already; give --export another folder, or remove it first")
+    for path, state in files.items():
+        with unet.whole_file(path) as partial:
+            torch.save(state, partial)
+        print(f"{path}: {amount(size_of(path))}, as OpenAI's is laid out", flush=True)
+
+
+def as_released(args, part):
+    """One of our files as the released ones that hold the same: {name in RELEASED: state dict}. ValueError for a model
+    that the released code could not draw with: for another schedule, or v instead of ε, their files have no word."""
+    path = args.weights / f"{part}.pt"
+    saved, published = unet.read_weights(path), asdict(train.PRESETS["filtered"][part].diffusion)
+    if saved.get("diffusion") != published:
+        raise ValueError(f"{path} draws by {saved.get('diffusion')} and the released code by {published}: it could not use it")
+    if part == "clip":
+        return dict(zip(("clip-image", "clip-text"), export_openai_clip(guidance.NoisedCLIP.out_of(saved, path))))
+    return {part: export_openai(unet.UNet.out_of(saved, path))}
+
+
+# What --OPTION does instead of drawing
+COMMANDS = {"fetch": fetch_command, "convert": convert, "export": export, "measure": measure}
+
+
 def main(argv=None):
     """The command line. -> exit status: 0, 2 for what a person can mend (one line on stderr), 130 after Ctrl-C.
 
@@ -1456,9 +1603,11 @@ def main(argv=None):
     try:
         if args.mirror and not args.fetch:
             raise ValueError("--mirror says where to fetch from; it goes with --fetch")
-        if args.prompt is None and not args.measure and not args.fetch:
+        if args.export and args.weights is None:
+            raise ValueError("--export FOLDER writes what --weights FOLDER holds; give both")
+        command = next((command for option, command in COMMANDS.items() if getattr(args, option)), sample)
+        if args.prompt is None and command is sample:
             raise ValueError('what shall it draw? python 09_sample.py "a red heart above a blue umbrella"')
-        command = fetch_command if args.fetch else measure if args.measure else sample
         command(args)
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(e):
