@@ -2554,16 +2554,27 @@ def arguments(argv=None):
                                    " more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
     add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
-    data = parser.add_argument_group("pictures of one's own, instead of the little world")
-    data.add_argument("--data", metavar="WHERE",
-                      help='a folder of pictures with NAME.txt beside each or captions.csv/.jsonl; or tar shards:'
-                           ' "shards/{0000..0099}.tar"')
-    data.add_argument("--workers", type=count, default=0, help="processes that decode pictures ahead (default: none)")
-    data.add_argument("--random-crop", action="store_true", help="a random square of each, not the middle one")
-    data.add_argument("--bad-share", type=above_zero, default=0.05,
-                      help="stop when more than this share of the examples cannot be used (default: 0.05)")
-    data.add_argument("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions (default:"
-                                                 " the tokenizer of --start, else one trained on the captions)")
+    own_options(parser)
+    plan_options(parser)
+    sum_options(parser)
+    return parser.parse_args(argv)
+
+
+def own_options(parser):
+    """What `data_of` and `tokenizer_of` read."""
+    add = parser.add_argument_group("pictures of one's own, instead of the little world").add_argument
+    add("--data", metavar="WHERE", help="a folder of pictures with NAME.txt beside each or captions.csv/.jsonl; or tar"
+                                        ' shards: "shards/{0000..0099}.tar"')
+    add("--workers", type=count, default=0, help="processes that decode pictures ahead (default: none)")
+    add("--random-crop", action="store_true", help="a random square of each, not the middle one")
+    add("--bad-share", type=above_zero, default=0.05,
+        help="stop when more than this share of the examples cannot be used (default: 0.05)")
+    add("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions (default:"
+                                   " the tokenizer of --start, else one trained on the captions)")
+
+
+def plan_options(parser):
+    """What `show_plan` reads."""
     add = parser.add_argument_group("the bill, before there is anything to pay").add_argument
     add("--plan", action="store_true", help="print what the run would take, in bytes and days, and leave")
     add("--gpus", type=positive, help="of a plan (default: 1)")
@@ -2572,18 +2583,22 @@ def arguments(argv=None):
     add("--peak", type=above_zero, help="TFLOP/s of each GPU (default: of a plan 990, an H100's or H200's in bf16;"
                                        " of a run what a large matrix product reaches here)")
     add("--share", type=above_zero, help="of a plan: how much of that is reached, up to 1 (default: 0.4)")
-    sums = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for rounding")
-    add = sums.add_argument
+
+
+def sum_options(parser):
+    """What `work_of` reads."""
+    add = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for"
+                                    " rounding").add_argument
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--parts", type=positive, default=1, help="a batch goes through in so many parts: less memory")
-    add("--recompute", action="store_true", help="compute activations again on the way back: much less memory, a fifth more work")
+    add("--recompute", action="store_true", help="compute activations again on the way back: much less memory,"
+                                                  " a fifth more work")
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
     add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets a tenth of"
-                                                      " the run, 100 to 2,000)")
+                                            " the run, 100 to 2,000)")
     add("--keep", type=positive, default=2, help="how many checkpoints stay")
-    return parser.parse_args(argv)
 
 
 def work_of(args):
