@@ -2569,8 +2569,8 @@ def own_options(parser):
     add("--random-crop", action="store_true", help="a random square of each, not the middle one")
     add("--bad-share", type=above_zero, default=0.05,
         help="stop when more than this share of the examples cannot be used (default: 0.05)")
-    add("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions (default:"
-                                   " the tokenizer of --start, else one trained on the captions)")
+    add("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions; for clip"
+                                   " CLIP's (default: the tokenizer of --start, else, of tiny, one trained on the captions)")
 
 
 def plan_options(parser):
@@ -2636,7 +2636,8 @@ def tokenizer_of(args, preset, start):
     if start is not None:
         tok = tokenizer_in(read_start(start))
     elif args.vocab is not None:
-        tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
+        clip = args.model == "clip"
+        tok = tokenizer.CLIPTokenizer.from_file(args.vocab) if clip else tokenizer.BPETokenizer.from_gpt2(args.vocab)
     elif args.data is not None:
         tok = tokenizer.BPETokenizer.train(captions_of(args.data), preset.network.text.vocab_size)
     else:
@@ -2677,7 +2678,7 @@ def words_learned(args, start, most=1000):
     the weights that they began as. None where nobody can list them: for many captions, for weights of another kind."""
     if args.data is None:
         return None
-    before, said = [] if start is None else unet.read_weights(start)["made"].get("words"), captions_of(args.data)
+    before, said = [] if start is None else read_start(start).get("made", {}).get("words"), captions_of(args.data)
     return None if before is None or len(said) > most else sorted({*before, *(w for text in said for w in words_in(text))})
 
 
@@ -2837,6 +2838,11 @@ def check_options(args, said, out):
     own = ("workers", "random_crop", "bad_share")
     if args.data is None and (without := [name for name in own if name in said]):
         raise ValueError(f"--{without[0].replace('_', '-')} is for pictures of your own; add --data WHERE")
+    if args.data and args.preset != "tiny" and not (args.vocab or args.start or args.plan):
+        raise ValueError(f"a {args.preset} model reads captions with a published vocabulary: add --vocab FILE"
+                         " (python 09_sample.py --preset filtered --fetch brings it), or --start WEIGHTS")
+    if args.vocab and args.start:
+        raise ValueError("--start brings the vocabulary that its weights know; leave --vocab out")
     if args.data and args.world:
         raise ValueError("--data takes the little world's place; leave --world out")
     if args.preset != "tiny" and args.model.startswith("inpaint") and not (args.start or args.plan):
