@@ -16,10 +16,10 @@ The two guides meet in one point: scale 1 of the one and 0 of the other are the 
 not begin at t = 999 but at 960. At 999 a CLIP's gradient, however small, is divided by √ᾱ, nearly zero, where DDIM
 turns the shifted noise into a picture, which is not clipped again.
 
-    python lessons/guidance_compared.py [OUT.png] [--n 40] [--seeds 0 1 2] [--kind pair] [--steps ddim25]
+    python lessons/guidance_compared.py [OUT.png] [--n 40] [--seeds 0 1 2] [--kind pair] [--steps ddim25] [--weights FOLDER]
 
 Default outputs/guidance_compared.png. It needs lessons/weights/clip.pt (python 08_train.py clip). At n = 40 and three
-seeds the 24 walks are 144,000 guided steps of one picture: TIME on one core.
+seeds the 24 walks are 144,000 guided steps of one picture: 20 minutes on one core.
 """
 import argparse
 import sys
@@ -159,7 +159,8 @@ def examples(base, judge, clip, scenes, seed, steps):
 
 def show_examples(figure, shown, scenes):
     """One row a guide, one column a caption; below each picture what its CLIP and the judge say."""
-    for row, (axes, (title, pictures)) in enumerate(zip(figure.subplots(len(shown), len(scenes)), shown.items())):
+    grid = figure.subplots(len(shown), len(scenes), squeeze=False)
+    for row, (axes, (title, pictures)) in enumerate(zip(grid, shown.items())):
         axes[0].set_ylabel(title, size=12)
         for ax, (picture, words), scene in zip(axes, pictures, scenes):
             ax.imshow(train.to_bytes(picture).permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -195,15 +196,16 @@ def arguments(argv=None):
     add("--seeds", type=train.seed, nargs="+", default=(0, 1, 2), help="of captions and noise (default 0 1 2)")
     add("--kind", choices=train.KINDS, default="pair", help="of captions (default: pair)")
     add("--steps", default="ddim25", help="the walk, see 04's respace (default ddim25)")
+    add("--weights", type=Path, default=sample.WEIGHTS, help="folder of the tiny weights")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = arguments(argv)
     try:
-        base = sample.Model.load(sample.WEIGHTS / "base.pt")
-        judge = train.load_judge(sample.WEIGHTS / f"judge-{base.size}.pt")
-        clip = sample.Clip.load(sample.WEIGHTS / "clip.pt")
+        base = sample.Model.load(args.weights / "base.pt")
+        judge = train.load_judge(args.weights / f"judge-{base.size}.pt")
+        clip = sample.Clip.load(args.weights / "clip.pt")
         exams = {seed: train.exam(args.kind, args.n, seed) for seed in args.seeds}
         for scene in (scene for scenes in exams.values() for scene in scenes):
             sample.check_prompt(scene.caption(), base)
