@@ -1238,7 +1238,7 @@ def sample_grid(trainer, path):
     if preset.inpaints:     # beside each drawing what was known for it, the hole grey
         drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
         captions = [text for caption in captions for text in ("known", caption)]
-    elif trainer.pictures is not None:      # beside each drawing the picture of that caption: has it learned, or by heart?
+    elif trainer.pictures is not None:      # beside each drawing the picture of that caption: is it known by heart?
         true = diffusion.reduce(pictures, preset.size).to(drawn)
         drawn = torch.stack([true, drawn], dim=1).flatten(0, 1)
         captions = [text for caption in captions for text in (caption, "drawn")]
@@ -1613,7 +1613,8 @@ def save_results(trainer, out, journal, *, beside, facts):
     if average is not None:
         save_curve(journal.lines, out / "loss.png")
         unet.save_weights(out / "weights.pt", average, beside=beside, size=preset.size,
-                          diffusion=asdict(preset.diffusion), difficulty=trainer.difficulty, **kept(trainer.tok), **shown,
+                          diffusion=asdict(preset.diffusion), difficulty=trainer.difficulty, **kept(trainer.tok),
+                          **shown,
                           made={"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
                                 "torch": str(torch.__version__), **facts})
     wait_for_all()
@@ -2020,7 +2021,7 @@ class Reader:
         self.source, self.config, self.stride = source, config, stride
         self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
         self.seen, self.bad, self.barren = 0, Counter(), set()
-        self.first = {}     # reason -> where it was met first: with twenty pictures of one's own one wants to know which
+        self.first = {}     # reason -> where it was met first: of twenty pictures one wants to know which
 
     def bookmark(self):
         """Where it is, as lists and numbers that do not change when it goes on."""
@@ -2679,7 +2680,9 @@ def words_learned(args, start, most=1000):
     if args.data is None:
         return None
     before, said = [] if start is None else read_start(start).get("made", {}).get("words"), captions_of(args.data)
-    return None if before is None or len(said) > most else sorted({*before, *(w for text in said for w in words_in(text))})
+    if before is None or len(said) > most:
+        return None
+    return sorted({*before, *(word for text in said for word in words_in(text))})
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
@@ -2768,7 +2771,8 @@ def chosen(args, start):
     """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
     pictures of one's own take its place."""
     preset = PRESETS[args.preset][args.model]
-    world = "" if args.data else args.world or (read_start(start).get("difficulty") if start else None) or "single"
+    begun = read_start(start).get("difficulty") if start and not args.data else None
+    world = "" if args.data else args.world or begun or "single"
     options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
     if args.freeze is not None:
@@ -2779,7 +2783,7 @@ def chosen(args, start):
 def tell_what_comes_next(args, weights):
     """The last lines of a run."""
     clip = args.model == "clip"
-    rates = unet.read_file(weights).get("matching") if clip else None    # none of one's own pictures: nobody knows the truth
+    rates = unet.read_file(weights).get("matching") if clip else None     # none where nobody knows what is true
     if rates:
         print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
         print_rates(rates)
@@ -2798,8 +2802,9 @@ def where_to(args):
 def how_to_draw(args):
     """The command that shows what a run has brought."""
     prompt = "a red heart" if args.data is None else captions_of(args.data)[0]
-    drawing = {"clip": " --guide clip", "inpaint": " --image PICTURE --box 0.5,0,1,1"}.get(args.model.partition("-")[0], "")
-    return f"python 09_sample.py {json.dumps(prompt, ensure_ascii=False)} --weights FOLDER{drawing}"
+    kinds = {"clip": " --guide clip", "inpaint": " --image PICTURE --box 0.5,0,1,1"}
+    more = kinds.get(args.model.partition("-")[0], "")
+    return f"python 09_sample.py {json.dumps(prompt, ensure_ascii=False)} --weights FOLDER{more}"
 
 
 def option(item):
