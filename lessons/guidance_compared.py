@@ -16,13 +16,14 @@ The two guides meet in one point: scale 1 of the one and 0 of the other are the 
 not begin at t = 999 but at 960. At 999 a CLIP's gradient, however small, is divided by √ᾱ, nearly zero, where DDIM
 turns the shifted noise into a picture, which is not clipped again.
 
-    python lessons/guidance_compared.py [OUT.png] [--n 50] [--seeds 0 1 2] [--kind pair] [--steps ddim25]
+    python lessons/guidance_compared.py [OUT.png] [--n 40] [--seeds 0 1 2] [--kind pair] [--steps ddim25] [--weights FOLDER]
 
-Default outputs/guidance_compared.png. It needs lessons/weights/clip.pt (python 08_train.py clip). At n = 50 and three
-seeds the 24 walks are 180,000 guided steps of one picture: TIME on one core.
+Default outputs/guidance_compared.png. It needs lessons/weights/clip.pt (python 08_train.py clip). At n = 40 and three
+seeds the 24 walks are 144,000 guided steps of one picture: 20 minutes on one core.
 """
 import argparse
 import sys
+import textwrap
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -33,10 +34,11 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sample, train = import_module("09_sample"), import_module("08_train")
 
-SCALES = {"free": (1, 2, 3, 5, 8), "clip": (0, 0.5, 1, 3, 8), "alone": (1, 3, 8)}     # 1 and 0 are no guidance
+SCALES = {"free": (1, 2, 3, 5, 8), "clip": (0, 0.5, 1, 3, 8), "alone": (3, 8, 20)}     # 1 and 0 are no guidance
 TITLES = {"free": "classifier-free", "clip": "noised CLIP", "alone": "noised CLIP alone"}
 SAMPLERS = {"ddpm": "ancestral", "ddim": "DDIM"}
 LOOKS = {"free": "tab:blue", "clip": "tab:orange", "alone": "tab:red", "ddpm": "-", "ddim": "--"}
+SHOWN = {"free": 3, "clip": 3, "alone": 8}      # the scales of which examples are shown, ancestral
 COPIES = 2
 MEASURES = ("right", "log p", "CLIP", "variety")
 
@@ -128,52 +130,82 @@ def measure(base, judge, clip, exams, steps):
     return table
 
 
-def plot(axes, table, x, y):
+def plot(axes, table, x, y, guides):
     """One measure against another: a curve for each guide and sampler, its scales written at their points."""
-    real, curves = table["real"], {which: rows for which, rows in table.items() if which != "real"}
-    axes.plot(real[x][0], real[y][0], "*", markersize=15, color="0.3", label="real pictures")
-    for (guide, sampler), rows in curves.items():
+    axes.plot(table["real"][x][0], table["real"][y][0], "*", markersize=15, color="0.3", label="real pictures")
+    for guide, sampler in ((guide, sampler) for guide in guides for sampler in SAMPLERS):
+        rows = table[guide, sampler]
         (across, *_), (up, low, high) = (list(zip(*(row[name] for row in rows))) for name in (x, y))
         reach = [[mean - end for mean, end in zip(up, low)], [end - mean for mean, end in zip(up, high)]]
-        axes.errorbar(across, up, reach, marker="o", capsize=2, color=LOOKS[guide], linestyle=LOOKS[sampler],
-                      label=f"{TITLES[guide]}, {SAMPLERS[sampler]}")
+        axes.errorbar(across, up, reach, color=LOOKS[guide], linestyle="none", alpha=0.3)
+        axes.plot(across, up, marker="o", color=LOOKS[guide], linestyle=LOOKS[sampler],
+                  label=f"{TITLES[guide]}, {SAMPLERS[sampler]}")
         for scale, place in zip(SCALES[guide], zip(across, up)):
             axes.annotate(f"{scale:g}", place, (5, 5), textcoords="offset points", color=LOOKS[guide])
     axes.grid(alpha=0.3)
 
 
-def save_picture(table, title, path):
-    """Left, what guidance costs and gains; right, what the guiding CLIP's own score would have one believe."""
-    figure = Figure(figsize=(14, 5.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    plot(left, table, "variety", "right")
-    plot(right, table, "CLIP", "log p")
-    left.set(xlabel="variety, of real pictures' (more: to the right)", ylabel="captions that came out right")
-    left.yaxis.set_major_formatter("{x:.0%}")
-    right.set(xlabel="the guiding CLIP's own score", ylabel="the judge's log-probability of the caption")
-    left.legend()
-    figure.suptitle(title, size=15)
+def examples(base, judge, clip, scenes, seed, steps):
+    """The first captions, drawn by each guide: -> {title: [(picture, what is to be said of it)]}"""
+    shown = {}
+    for guide, scale in SHOWN.items():
+        x = drawn(base, clip, scenes, seed, {"guide": guide, "sampler": "ddpm", "scale": scale, "steps": steps})
+        fits = 100 * clip.fit(x[:len(scenes)], [scene.caption() for scene in scenes])
+        right = train.scores(judge, x[:len(scenes)], scenes)["all"]
+        words = [f"CLIP {fit:.1f}, {'right' if good else 'wrong'}" for fit, good in zip(fits.tolist(), right)]
+        shown[f"{TITLES[guide]},\nscale {scale:g}"] = list(zip(x, words))
+    return shown
+
+
+def show_examples(figure, shown, scenes):
+    """One row a guide, one column a caption; below each picture what its CLIP and the judge say."""
+    grid = figure.subplots(len(shown), len(scenes), squeeze=False)
+    for row, (axes, (title, pictures)) in enumerate(zip(grid, shown.items())):
+        axes[0].set_ylabel(title, size=12)
+        for ax, (picture, words), scene in zip(axes, pictures, scenes):
+            ax.imshow(train.to_bytes(picture).permute(1, 2, 0).numpy(), interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(words, size=11)
+            ax.set_title(textwrap.fill(scene.caption(), 26) if row == 0 else "", size=10)
+
+
+def save_picture(table, shown, scenes, title, path):
+    """Above, what guidance gains and costs, and what the guiding CLIP's own score would have one believe; below,
+    examples."""
+    figure = Figure(figsize=(14, 13), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(5.6, 7.4))
+    left, right = above.subplots(1, 2)
+    plot(left, table, "variety", "right", ("free", "clip"))
+    plot(right, table, "CLIP", "right", SCALES)
+    left.set(xlabel="variety, real pictures' being 1", ylabel="captions that came out right, says the judge")
+    right.set(xlabel="the guiding CLIP's own score", ylim=(-0.03, None))
+    for ax in (left, right):
+        ax.yaxis.set_major_formatter("{x:.0%}")
+    right.legend(loc="center left")
+    above.suptitle(title, size=15)
+    show_examples(below, shown, scenes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=80)
 
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description="Classifier-free guidance and CLIP's, by four measures.")
     add = parser.add_argument
     add("out", nargs="?", type=Path, default=sample.OUTPUTS / "guidance_compared.png")
-    add("--n", type=train.positive, default=50, help="captions a seed, each drawn twice (default 50)")
+    add("--n", type=train.positive, default=40, help="captions a seed, each drawn twice (default 40)")
     add("--seeds", type=train.seed, nargs="+", default=(0, 1, 2), help="of captions and noise (default 0 1 2)")
     add("--kind", choices=train.KINDS, default="pair", help="of captions (default: pair)")
     add("--steps", default="ddim25", help="the walk, see 04's respace (default ddim25)")
+    add("--weights", type=Path, default=sample.WEIGHTS, help="folder of the tiny weights")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = arguments(argv)
     try:
-        base = sample.Model.load(sample.WEIGHTS / "base.pt")
-        judge = train.load_judge(sample.WEIGHTS / f"judge-{base.size}.pt")
-        clip = sample.Clip.load(sample.WEIGHTS / "clip.pt")
+        base = sample.Model.load(args.weights / "base.pt")
+        judge = train.load_judge(args.weights / f"judge-{base.size}.pt")
+        clip = sample.Clip.load(args.weights / "clip.pt")
         exams = {seed: train.exam(args.kind, args.n, seed) for seed in args.seeds}
         for scene in (scene for scenes in exams.values() for scene in scenes):
             sample.check_prompt(scene.caption(), base)
@@ -182,7 +214,9 @@ def main(argv=None):
         sys.exit(f"guidance_compared.py: {e}")
     title = f"{len(args.seeds)} × {args.n} captions of kind “{args.kind}”, each drawn twice; {args.steps}"
     print(title)
-    save_picture(measure(base, judge, clip, exams, args.steps), title, args.out)
+    table, (seed, scenes) = measure(base, judge, clip, exams, args.steps), next(iter(exams.items()))
+    shown = examples(base, judge, clip, scenes[:6], seed, args.steps)
+    save_picture(table, shown, scenes[:6], title, args.out)
     print(f"\nwrote {args.out}")
 
 

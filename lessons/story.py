@@ -1,14 +1,15 @@
 """A scene built in turns [GLIDE section 1]: a prompt draws a picture, then every turn adds a thing to it.
 
-Each turn is one command of 09, which is printed: it draws into a free quarter of the picture of the turn before and
-leaves the rest as it is. Its prompt says where the new thing shall stand to one that is there. With inpaint.pt and
-inpaint-upsampler.pt in lessons/weights (08 makes them in minutes) the models see what they draw into; without, what is
-known is put into each picture that they predict (06). It takes weights that know pairs and counts (08's --world full).
+Each turn is one command of 09, which is printed: it draws into a free corner of the picture of the turn before and
+leaves the rest as it is. The little language has no sentence with three different things, so a prompt says where the
+new thing shall stand to one that is there, and is silent about the others: what they are the model sees. It takes
+inpaint.pt and inpaint-upsampler.pt in lessons/weights; without them what is known is put into each picture that is
+predicted (06).
 
     python lessons/story.py [OUT.png] [--seed 0] [--weights FOLDER]
 
 Default outputs/story.png, a strip of all turns; the turns' own pictures lie beside it: story-1.png, story-2.png, …
-About five seconds a turn.
+About five seconds a turn. Not every seed tells it well: there must be room beside the first two things.
 """
 import argparse
 import sys
@@ -22,26 +23,26 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sample, train = import_module("09_sample"), import_module("08_train")
 
-FIRST, ON = "a small red heart", " on a white background"
-BEGIN, ADDED = "two small red hearts" + ON, ("a small blue star", "a small yellow sun")
-QUARTERS = {(0, 0): "0,0,0.5,0.5", (0, 1): "0.5,0,1,0.5", (1, 0): "0,0.5,0.5,1", (1, 1): "0.5,0.5,1,1"}   # row, column: box
+ON = " on a white background"
+BEGIN = "a small red heart above a small blue star" + ON
+# What is added, in the upper (0) or the lower half (1), and beside what.
+ADDED = ("a small yellow sun", 1, "a small blue star"), ("a small green cross", 0, "a small red heart")
 
 
-def busy(picture):
-    """The quarters (row, column), the one with most in it first: where colours change most between neighbours."""
+def room(picture, half, side):
+    """How many sixteenths of the width are bare at the left (0) or right (1) side of the upper (0) or lower half (1)."""
     x = sample.pixels(picture, 64)[0]
-    parts = {(r, c): x[:, 32 * r:32 * r + 32, 32 * c:32 * c + 32] for r, c in QUARTERS}
-    return sorted(parts, key=lambda q: -sum(parts[q].diff(dim=dim).abs().sum().item() for dim in (1, 2)))
+    ink = ((x - x.flatten(1).median(1).values[:, None, None]).abs().amax(0) > 0.4)[32 * half:32 * half + 32]
+    columns = ink.any(0).view(16, 4).any(1)
+    return int((columns.flip(0) if side else columns).cumsum(0).eq(0).sum())
 
 
-def prompt_for(thing, place, hearts):
-    """A caption for a thing in a quarter: where it stands to a heart beside, above or below it."""
-    row, column = next((r, c) for r, c in hearts if (r == place[0]) != (c == place[1]))
-    if row == place[0]:
-        said = (FIRST, "to the left of", thing) if column < place[1] else (thing, "to the left of", FIRST)
-    else:
-        said = (FIRST, "above", thing) if row < place[0] else (thing, "above", FIRST)
-    return " ".join(said) + ON
+def corner(picture, half, side):
+    """What --box says of a free corner: half the height, and as wide as there is room, or half the width."""
+    bare = room(picture, half, side)
+    width = min(bare, 8) / 16 if bare >= 5 else 0.5
+    left, right = (1 - width, 1) if side else (0, width)
+    return f"{left:g},{half / 2:g},{right:g},{(half + 1) / 2:g}"
 
 
 def turn(prompt, path, options):
@@ -59,9 +60,10 @@ def tell(out, options):
     """All turns: -> [(what the strip says, a picture), …]"""
     paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(1, len(ADDED) + 2)]
     picture = turn(BEGIN, paths[0], options)
-    strip, (*hearts, one, other) = [(BEGIN, picture)], busy(picture)
-    for thing, place, before, path in zip(ADDED, (one, other), paths, paths[1:]):
-        prompt, box = prompt_for(thing, place, hearts), QUARTERS[place]
+    strip, side = [(BEGIN, picture)], max((0, 1), key=lambda side: min(room(picture, half, side) for half in (0, 1)))
+    for (thing, half, there), before, path in zip(ADDED, paths, paths[1:]):
+        box = corner(picture, half, side)
+        prompt = " to the left of ".join((there, thing) if side else (thing, there)) + ON
         hole = Image.composite(Image.new("RGB", picture.size, "gray"), picture,
                                sample.boxed(box).resize(picture.size, Image.NEAREST))
         picture = turn(prompt, path, ["--image", str(before), "--box", box, *options])

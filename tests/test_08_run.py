@@ -89,7 +89,9 @@ def test_a_run_is_not_continued_with_other_options(undisturbed, change):
                             seed=4 if change == "seed" else 3)
     with pytest.raises(ValueError, match="another") as refusal:
         trainer.resume(train.checkpoints(undisturbed)[-1])
-    one_line(refusal.value)
+    told = {"steps": "another steps (4, not 6)", "batch": "another batch (8, not 6)", "seed": "another seed (3, not 4)",
+            "difficulty": "another difficulty (single, not full)", "kind": "another"}[change]
+    assert told in one_line(refusal.value), "what it is that differs: a forgotten option is easily added"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "html", "foreign"])
@@ -142,6 +144,23 @@ def test_training_can_begin_with_weights_of_a_file(undisturbed, tmp_path, quiet)
     assert same(unet.read_weights(tmp_path / "weights.pt")["weights"], weights), "at rate 0 they stay what they were"
 
 
+def test_training_can_begin_with_a_checkpoint(undisturbed, tmp_path):
+    """Its average, in 32 bits; and what else a weight file knows."""
+    start = train.checkpoints(undisturbed)[-1]
+    trainer = train.Trainer(small.preset(), seed=8)
+    trainer.start_from(start)
+    average = read(start)["ema"]
+    assert same(dict(trainer.model.state_dict()), average) and same(dict(trainer.ema.state_dict()), average)
+    known, whole = train.read_start(start), train.read_start(undisturbed / "weights.pt")
+    assert known["difficulty"] == whole["difficulty"] == "single"
+    assert [tuple(pair) for pair in known["tokenizer"]] == [tuple(pair) for pair in whole["tokenizer"]]
+    broken = tmp_path / start.name
+    broken.write_bytes(start.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="damaged") as refusal:
+        trainer.start_from(broken)
+    small.one_line(refusal.value)
+
+
 def test_weights_of_another_size_are_no_start(undisturbed):
     with pytest.raises(ValueError, match="another size") as refusal:
         train.Trainer(small.preset("upsampler")).start_from(undisturbed / "weights.pt")
@@ -165,7 +184,8 @@ def test_stopped_fine_tuning_goes_on_as_if_nothing_had_happened(tmp_path, quiet)
 
 # Real processes and real kills. To start Python and torch anew for each would take longer than the run, so one process
 # imports them and forks a child for every run, before it has computed anything itself.
-RUN = replace(small.preset(steps=5, batch=2), network=replace(small.preset().network, dropout=0.2))
+RUN = replace(small.preset(steps=5, batch=2), network=replace(
+    small.preset().network, multipliers=(1,), attention_levels=(0,), dropout=0.2))
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
@@ -336,6 +356,15 @@ def test_killed_before_its_first_checkpoint_a_run_begins_anew(runs, unkilled, tm
     assert status == 2 and len(said) == 1 and "leave --resume out" in said[0], said
     assert runs(out)[0] == 0
     same_results(out, unkilled)
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
+    """A checkpoint of the largest model is 60 GB, and a step that was asked for by SIGTERM is not saved again."""
+    (tmp_path / "checkpoint-0000004.shards.tmp").mkdir()
+    for name in ("checkpoint-0000003.pt.tmp", "weights.pt.tmp", "log.jsonl.tmp", "notes.tmp", "checkpoint-best.txt"):
+        (tmp_path / name).write_text("half")
+    train.begin_in(tmp_path, resume=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"notes.tmp", "checkpoint-best.txt"}
 
 
 # --- Asked to stop ---
@@ -617,11 +646,11 @@ def test_a_compiled_networks_gradients_are_the_plain_ones():
     assert_near(exact, compiled, 0.1, "plain float32 and compiled bfloat16")
 
 
-def test_a_compiled_networks_float32_gradients_are_the_plain_ones():
+def test_compiled_and_recomputed_float32_gradients_are_the_plain_ones():
     preset = small.preset(batch=4)
     preset = replace(preset, network=replace(preset.network, multipliers=(1,), attention_levels=(0,)))
-    (loss, plain), (again, compiled) = (gradients(preset, train.Work(bf16=False, compile=backend))
-                                        for backend in (None, "aot_eager"))
+    (loss, plain), (again, compiled) = (gradients(preset, work) for work in (
+        train.Work(bf16=False), train.Work(bf16=False, compile="aot_eager", recompute=True)))
     assert again == pytest.approx(loss, rel=1e-6)
     assert_near(plain, compiled, 1e-5, "plain and compiled")
 
@@ -656,7 +685,7 @@ class Formula:
     def __init__(self, steps, batch=4):
         self.preset = SimpleNamespace(train=SimpleNamespace(steps=steps, batch=batch))
         self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
-        self.step, self.norm, self.since = 0, 0.25, []
+        self.step, self.norm, self.since, self.work = 0, 0.25, [], train.Work()
 
     def counts(self):
         return {}

@@ -576,10 +576,10 @@ def shipped_judge(size):
 
 
 def test_shipped_weights_are_there_and_small():
-    for name, size in ("base", 16), ("upsampler", 64):
-        assert shipped(name).size == size and "08_train.py" in shipped(name).made["command"]
-    assert shipped("base").config == train.PRESETS["tiny"]["base"].network, "the tiny preset is what is shipped"
-    assert shipped("upsampler").config == train.PRESETS["tiny"]["upsampler"].network
+    for name, size in ("base", 16), ("upsampler", 64), ("inpaint", 16), ("inpaint-upsampler", 64):
+        assert shipped(name).size == size and shipped(name).difficulty == "full", "all the language says"
+        assert "08_train.py" in shipped(name).made["command"] and "/home" not in shipped(name).made["command"]
+        assert shipped(name).config == train.PRESETS["tiny"][name].network, "the tiny preset is what is shipped"
     total = sum(path.stat().st_size for path in unet.WEIGHTS.rglob("*") if path.is_file())
     assert total <= 25_000_000, f"lessons/weights has grown to {total / 1e6:.1f} MB; 25 are allowed"
 
@@ -601,6 +601,36 @@ def test_shipped_base_draws_what_is_asked():
 def test_shipped_upsampler_keeps_colours():
     rates = sample.enlarging(shipped("upsampler"), shipped_judge(64), "easy single", 20)["upsampler"]
     assert rates["colour"] < 0.02, f"enlarged pictures are off by {rates['colour']:.3f} when reduced again"
+
+
+def test_shipped_clip_finds_a_pictures_caption_in_noise():
+    saved = unet.read_weights(unet.WEIGHTS / "clip.pt")
+    assert all(right / n > 0.8 for t, (right, n) in saved["matching"].items() if t <= 300), "recorded when it was trained"
+    clip, tok = guidance.NoisedCLIP.out_of(saved, "clip.pt"), tokenizer.BPETokenizer(saved["tokenizer"])
+    process = diffusion.Diffusion.of(diffusion.DiffusionConfig(**saved["diffusion"]))
+    for t, (right, n) in train.matching(clip, tok, process, difficulty="full", n=200, timesteps=(0, 250)).items():
+        assert right / n > 0.8, f"{right} of {n} captions found among 100 at t = {t}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plain, tuned, t", [("base", "inpaint", 800), ("upsampler", "inpaint-upsampler", 400)])
+def test_shipped_inpainting_models_look_at_what_is_known(plain, tuned, t):
+    """Where the picture is known they guess it far better than the model they began as, which sees noise only."""
+    model, size = shipped(tuned), shipped(tuned).size
+    scenes = train.exam("single", 12, seed=9)
+    pictures = train.real_pictures(scenes, 9)
+    x0, mask = diffusion.reduce(pictures, size), torch.ones(12, 1, size, size)
+    mask[:, :, :, size // 2:] = 0
+    process, steps = diffusion.Diffusion.of(model.process), torch.full((12,), t)
+    x_t = process.q_sample(x0, steps, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
+    cond = model.encode([scene.caption() for scene in scenes])
+    if size == 64:
+        cond["low_res"] = diffusion.reduce(pictures, 16)
+    off = {}
+    for name, known in (plain, {}), (tuned, {"inpaint_image": x0, "inpaint_mask": mask}):
+        guess = process.p_mean_variance(shipped(name).denoiser(x_t, steps, **cond, **known), x_t, steps).x0
+        off[name] = ((guess - x0).abs() * mask).sum() / (3 * mask.sum())
+    assert off[tuned] < 0.6 * off[plain], f"off by {off[tuned]:.3f}; the model it began as, by {off[plain]:.3f}"
 
 
 def test_the_first_command_works_and_repeats_itself(tmp_path):
