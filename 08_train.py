@@ -1238,7 +1238,7 @@ def sample_grid(trainer, path):
     if preset.inpaints:     # beside each drawing what was known for it, the hole grey
         drawn = torch.stack([cond["inpaint_image"] * cond["inpaint_mask"], drawn], dim=1).flatten(0, 1)
         captions = [text for caption in captions for text in ("known", caption)]
-    elif trainer.pictures is not None:      # beside each drawing the picture of that caption: has it learned, or by heart?
+    elif trainer.pictures is not None:      # beside each drawing the picture of that caption: is it known by heart?
         true = diffusion.reduce(pictures, preset.size).to(drawn)
         drawn = torch.stack([true, drawn], dim=1).flatten(0, 1)
         captions = [text for caption in captions for text in (caption, "drawn")]
@@ -1613,7 +1613,8 @@ def save_results(trainer, out, journal, *, beside, facts):
     if average is not None:
         save_curve(journal.lines, out / "loss.png")
         unet.save_weights(out / "weights.pt", average, beside=beside, size=preset.size,
-                          diffusion=asdict(preset.diffusion), difficulty=trainer.difficulty, **kept(trainer.tok), **shown,
+                          diffusion=asdict(preset.diffusion), difficulty=trainer.difficulty, **kept(trainer.tok),
+                          **shown,
                           made={"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
                                 "torch": str(torch.__version__), **facts})
     wait_for_all()
@@ -2020,7 +2021,7 @@ class Reader:
         self.source, self.config, self.stride = source, config, stride
         self.begun, self.next = [list(place) for place in bookmark["begun"]], bookmark["next"]
         self.seen, self.bad, self.barren = 0, Counter(), set()
-        self.first = {}     # reason -> where it was met first: with twenty pictures of one's own one wants to know which
+        self.first = {}     # reason -> where it was met first: of twenty pictures one wants to know which
 
     def bookmark(self):
         """Where it is, as lists and numbers that do not change when it goes on."""
@@ -2554,16 +2555,27 @@ def arguments(argv=None):
                                    " more channels)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
     add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
-    data = parser.add_argument_group("pictures of one's own, instead of the little world")
-    data.add_argument("--data", metavar="WHERE",
-                      help='a folder of pictures with NAME.txt beside each or captions.csv/.jsonl; or tar shards:'
-                           ' "shards/{0000..0099}.tar"')
-    data.add_argument("--workers", type=count, default=0, help="processes that decode pictures ahead (default: none)")
-    data.add_argument("--random-crop", action="store_true", help="a random square of each, not the middle one")
-    data.add_argument("--bad-share", type=above_zero, default=0.05,
-                      help="stop when more than this share of the examples cannot be used (default: 0.05)")
-    data.add_argument("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions (default:"
-                                                 " the tokenizer of --start, else one trained on the captions)")
+    own_options(parser)
+    plan_options(parser)
+    sum_options(parser)
+    return parser.parse_args(argv)
+
+
+def own_options(parser):
+    """What `data_of` and `tokenizer_of` read."""
+    add = parser.add_argument_group("pictures of one's own, instead of the little world").add_argument
+    add("--data", metavar="WHERE", help="a folder of pictures with NAME.txt beside each or captions.csv/.jsonl; or tar"
+                                        ' shards: "shards/{0000..0099}.tar"')
+    add("--workers", type=count, default=0, help="processes that decode pictures ahead (default: none)")
+    add("--random-crop", action="store_true", help="a random square of each, not the middle one")
+    add("--bad-share", type=above_zero, default=0.05,
+        help="stop when more than this share of the examples cannot be used (default: 0.05)")
+    add("--vocab", type=Path, help="GPT-2's merge list, vocab.bpe, for the large presets' captions; for clip"
+                                   " CLIP's (default: the tokenizer of --start, else, of tiny, one trained on the captions)")
+
+
+def plan_options(parser):
+    """What `show_plan` reads."""
     add = parser.add_argument_group("the bill, before there is anything to pay").add_argument
     add("--plan", action="store_true", help="print what the run would take, in bytes and days, and leave")
     add("--gpus", type=positive, help="of a plan (default: 1)")
@@ -2572,18 +2584,22 @@ def arguments(argv=None):
     add("--peak", type=above_zero, help="TFLOP/s of each GPU (default: of a plan 990, an H100's or H200's in bf16;"
                                        " of a run what a large matrix product reaches here)")
     add("--share", type=above_zero, help="of a plan: how much of that is reached, up to 1 (default: 0.4)")
-    sums = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for rounding")
-    add = sums.add_argument
+
+
+def sum_options(parser):
+    """What `work_of` reads."""
+    add = parser.add_argument_group("how the sums are done: nothing here changes what is learned, but for"
+                                    " rounding").add_argument
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--parts", type=positive, default=1, help="a batch goes through in so many parts: less memory")
-    add("--recompute", action="store_true", help="compute activations again on the way back: much less memory, a fifth more work")
+    add("--recompute", action="store_true", help="compute activations again on the way back: much less memory,"
+                                                  " a fifth more work")
     add("--compile", metavar="BACKEND", nargs="?", const="inductor", help="torch.compile (default: inductor)")
     add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 where it is fast)")
     add("--save-every", type=positive, help="steps between two checkpoints (default: 200; large presets a tenth of"
-                                                      " the run, 100 to 2,000)")
+                                            " the run, 100 to 2,000)")
     add("--keep", type=positive, default=2, help="how many checkpoints stay")
-    return parser.parse_args(argv)
 
 
 def work_of(args):
@@ -2621,7 +2637,8 @@ def tokenizer_of(args, preset, start):
     if start is not None:
         tok = tokenizer_in(read_start(start))
     elif args.vocab is not None:
-        tok = tokenizer.BPETokenizer.from_gpt2(args.vocab)
+        clip = args.model == "clip"
+        tok = tokenizer.CLIPTokenizer.from_file(args.vocab) if clip else tokenizer.BPETokenizer.from_gpt2(args.vocab)
     elif args.data is not None:
         tok = tokenizer.BPETokenizer.train(captions_of(args.data), preset.network.text.vocab_size)
     else:
@@ -2662,8 +2679,10 @@ def words_learned(args, start, most=1000):
     the weights that they began as. None where nobody can list them: for many captions, for weights of another kind."""
     if args.data is None:
         return None
-    before, said = [] if start is None else unet.read_weights(start)["made"].get("words"), captions_of(args.data)
-    return None if before is None or len(said) > most else sorted({*before, *(w for text in said for w in words_in(text))})
+    before, said = [] if start is None else read_start(start).get("made", {}).get("words"), captions_of(args.data)
+    if before is None or len(said) > most:
+        return None
+    return sorted({*before, *(word for text in said for word in words_in(text))})
 
 
 # Models that begin as others: what is fine-tuned, unless --start says otherwise.
@@ -2752,7 +2771,8 @@ def chosen(args, start):
     """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
     pictures of one's own take its place."""
     preset = PRESETS[args.preset][args.model]
-    world = "" if args.data else args.world or (read_start(start).get("difficulty") if start else None) or "single"
+    begun = read_start(start).get("difficulty") if start and not args.data else None
+    world = "" if args.data else args.world or begun or "single"
     options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
     options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
     if args.freeze is not None:
@@ -2763,7 +2783,7 @@ def chosen(args, start):
 def tell_what_comes_next(args, weights):
     """The last lines of a run."""
     clip = args.model == "clip"
-    rates = unet.read_file(weights).get("matching") if clip else None    # none of one's own pictures: nobody knows the truth
+    rates = unet.read_file(weights).get("matching") if clip else None     # none where nobody knows what is true
     if rates:
         print(f"how often a picture's own caption is found among {CHOICES}, by timestep:")
         print_rates(rates)
@@ -2782,8 +2802,9 @@ def where_to(args):
 def how_to_draw(args):
     """The command that shows what a run has brought."""
     prompt = "a red heart" if args.data is None else captions_of(args.data)[0]
-    drawing = {"clip": " --guide clip", "inpaint": " --image PICTURE --box 0.5,0,1,1"}.get(args.model.partition("-")[0], "")
-    return f"python 09_sample.py {json.dumps(prompt, ensure_ascii=False)} --weights FOLDER{drawing}"
+    kinds = {"clip": " --guide clip", "inpaint": " --image PICTURE --box 0.5,0,1,1"}
+    more = kinds.get(args.model.partition("-")[0], "")
+    return f"python 09_sample.py {json.dumps(prompt, ensure_ascii=False)} --weights FOLDER{more}"
 
 
 def option(item):
@@ -2822,6 +2843,11 @@ def check_options(args, said, out):
     own = ("workers", "random_crop", "bad_share")
     if args.data is None and (without := [name for name in own if name in said]):
         raise ValueError(f"--{without[0].replace('_', '-')} is for pictures of your own; add --data WHERE")
+    if args.data and args.preset != "tiny" and not (args.vocab or args.start or args.plan):
+        raise ValueError(f"a {args.preset} model reads captions with a published vocabulary: add --vocab FILE"
+                         " (python 09_sample.py --preset filtered --fetch brings it), or --start WEIGHTS")
+    if args.vocab and args.start:
+        raise ValueError("--start brings the vocabulary that its weights know; leave --vocab out")
     if args.data and args.world:
         raise ValueError("--data takes the little world's place; leave --world out")
     if args.preset != "tiny" and args.model.startswith("inpaint") and not (args.start or args.plan):

@@ -20,6 +20,7 @@ score intervals: Wilson 1927, J. Am. Stat. Assoc. 22.
     python 09_sample.py "a heart to the left of a star" --image x.png --box 0.5,0,1,1    draws into its right half
     python 09_sample.py "a red heart" --init sketch.png                makes a drawing into a picture
     python 09_sample.py --measure                               some minutes: caption accuracy, with intervals
+    python 09_sample.py "a pair of glasses" --weights FOLDER    what 08 has learned from pictures of one's own
     python 09_sample.py --preset filtered --fetch               OpenAI's base model and upsampler, about 3.1 GB
 """
 import argparse
@@ -127,8 +128,9 @@ class Model:
         try:
             process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
             preset = habits_of(saved["size"], network.config)
-            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype or usual_dtype(preset, device),
-                          preset=preset, difficulty=saved["difficulty"], made=saved["made"])
+            dtype = dtype or usual_dtype(preset, device)
+            return cls.of(network, process, saved["size"], tok, device=device, dtype=dtype, preset=preset,
+                          difficulty=saved["difficulty"], made=saved["made"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} lacks what sampling needs ({e})") from None
 
@@ -878,28 +880,33 @@ def arguments(argv=None):
     add("--candidates", type=train.positive, help="with --rerank: draw so many small pictures (default 16) …")
     add("--rerank", action="store_true", help="… and enlarge those --n that a noised CLIP finds fit best")
     add("--out", type=Path, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
-    add("--weights", type=Path, help="folder of base.pt, upsampler.pt, clip.pt, … that 08 trained, of any size; without an"
-                                     " upsampler.pt the small picture is shown (default of tiny: lessons/weights)")
+    add("--weights", type=Path, help="folder of base.pt, upsampler.pt, clip.pt, … that 08 trained, of any size; without"
+                                     " an upsampler.pt one sees the small picture (default of tiny: lessons/weights)")
     add("--random-weights", action="store_true", help="draw noise with weights that know nothing: does it run here?")
-    add("--measure", action="store_true", help="no picture: how many captions come out right")
-    add("--fetch", nargs="?", const="base", choices=GROUPS,
-        help="no picture: fetch released files: base model and upsampler (default), inpaint, clip, or all")
-    add("--cache", type=lambda text: Path(text).expanduser(),
-        help="folder of released files (default: $GLIDE_CACHE or ~/.cache/glide-readable)")
-    add("--convert", type=Path, metavar="FOLDER",
-        help="no picture: write the fetched models there as weight files that 08 can --start from")
-    add("--export", type=Path, metavar="FOLDER",
-        help="no picture: write the large models of --weights there as OpenAI's files are laid out")
-    add("--mirror", metavar="URL", help="with --fetch: the address of a folder that holds copies of the files")
     add("--device", type=train.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
         help="auto: 16 bits for the large presets where they are fast")
     add("--batch", type=train.positive, help="pictures at a time (default: tiny 64, else 8 and 2); fewer need less memory")
     add("--keep", action="store_true", help="hold all weights in memory, not one model's at a time")
+    add_other_work(parser.add_argument_group("instead of a picture").add_argument)
     args = parser.parse_args(argv)
     if args.preset == "tiny" and args.weights is None:
         args.weights = WEIGHTS
     return args
+
+
+def add_other_work(add):
+    """The options that do something else than drawing, and what belongs to them."""
+    add("--measure", action="store_true", help="how many captions come out right")
+    add("--fetch", nargs="?", const="base", choices=GROUPS,
+        help="fetch released files: base model and upsampler (default), inpaint, clip, or all")
+    add("--cache", type=lambda text: Path(text).expanduser(),
+        help="folder of released files (default: $GLIDE_CACHE or ~/.cache/glide-readable)")
+    add("--convert", type=Path, metavar="FOLDER",
+        help="write the fetched models there as weight files that 08 can --start from")
+    add("--export", type=Path, metavar="FOLDER",
+        help="write the large models of --weights there as OpenAI's files are laid out")
+    add("--mirror", metavar="URL", help="with --fetch: the address of a folder that holds copies of the files")
 
 
 def finite(text):
@@ -991,7 +998,8 @@ def load_released(args, folder, part):
 
 def released_model(cache, part):
     """One of the released models, its network and its tokenizer, out of the cache folder."""
-    files, config = {name: cache / entry.file for name, entry in RELEASED.items()}, train.PRESETS["filtered"][part].network
+    files = {name: cache / entry.file for name, entry in RELEASED.items()}
+    config = train.PRESETS["filtered"][part].network
     if part == "clip":
         clip = of_files(load_openai_clip, config, files["clip-image"], files["clip-text"])
         return clip, tokenizer.CLIPTokenizer.from_file(files["clip-merges"])
@@ -1058,8 +1066,8 @@ def from_a_folder(args):
 
 
 def lacks_upsampler(folder, kinds):
-    """Whether a folder of weights holds the small model and no large one. (If it lacks both, that is for the small one to
-    say, which is missed first.)"""
+    """Whether a folder of weights holds the small model and no large one. (Where both are missing, the small one is
+    missed first, and that is said.)"""
     return (folder / f"{kinds['base']}.pt").is_file() and not (folder / f"{kinds['upsampler']}.pt").is_file()
 
 
@@ -1103,8 +1111,8 @@ def check_fit(base, upsampler, folder):
 def remarks(prompt, base, upsampler, folder):
     """What a person should know of a drawing with weights of their own, a line each."""
     if strange := unknown_words(prompt, base):
-        yield (f"no caption that these weights were trained on has {', '.join(map(repr, strange))}: such words mean nothing to"
-               " them, and what is drawn is guesswork")
+        yield (f"no caption that these weights were trained on has {', '.join(map(repr, strange))}: such words mean"
+               " nothing to them, and what is drawn is guesswork")
     if upsampler is None:
         yield f"{folder} holds no upsampler: this is the small picture, {base.size}×{base.size}, its pixels as they are"
 
@@ -1145,8 +1153,8 @@ def measure(args):
         raise ValueError("only the tiny weights can be measured: their captions have a truth that can be checked")
     base, upsampler = (load_own(args, name) for name in ("base", "upsampler"))
     if not (base.difficulty and upsampler.difficulty):
-        raise ValueError(f"the weights in {args.weights} were not trained on the little world: of other pictures no judge"
-                         " knows what is true, and --measure has nothing to count")
+        raise ValueError(f"the weights in {args.weights} were not trained on the little world: of other pictures no"
+                         " judge knows what is true, and --measure has nothing to count")
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS
@@ -1549,16 +1557,17 @@ def convert(args):
         network, tok = released_model(cache, part)
         unet.save_weights(path, network, **facts_of(part, tok))
         print(f"{path}: {unet.parameters(network):,} parameters, {amount(size_of(path))} in 16 bits", flush=True)
-    print(f'Next: python 08_train.py base --preset filtered --start {out / "base.pt"} --data PICTURES --steps 2000 --lr 1e-5'
-          " --batch 8 --parts 4 --freeze text")
+    print(f"Next: python 08_train.py base --preset filtered --start {shlex.quote(str(out / 'base.pt'))} --data PICTURES"
+          " --freeze text --lr 1e-5 --steps 2000 --batch 8 --parts 4")
 
 
 def facts_of(part, tok):
-    """What a weight file of ours tells beside the weights, of a released model: as 08 would, but for how it was made."""
+    """What a weight file of ours tells of a released model beside the weights: what 08 would, but for its making."""
     preset = train.PRESETS["filtered"][part]
     sources = ("clip-image", "clip-text") if part == "clip" else (part,)
     made = {"from": [f"{RELEASED[name].source}/{RELEASED[name].file}" for name in sources]}
-    return {"size": preset.size, "diffusion": asdict(preset.diffusion), "difficulty": "", "made": made, **train.kept(tok)}
+    return {"size": preset.size, "diffusion": asdict(preset.diffusion), "difficulty": "", **train.kept(tok),
+            "made": made}
 
 
 def export(args):
@@ -1569,7 +1578,8 @@ def export(args):
     parts = [part for part in (*PARTS.values(), "clip") if (args.weights / f"{part}.pt").is_file()]
     if not parts:
         raise ValueError(f"{args.weights} holds no base.pt, upsampler.pt, … to export")
-    files = {args.export / RELEASED[name].file: state for part in parts for name, state in as_released(args, part).items()}
+    states = {name: state for part in parts for name, state in as_released(args, part).items()}
+    files = {args.export / RELEASED[name].file: state for name, state in states.items()}
     if there := [path for path in files if os.path.lexists(path)]:
         raise ValueError(f"{there[0]} exists already; give --export another folder, or remove it first")
     for path, state in files.items():
@@ -1584,7 +1594,7 @@ def as_released(args, part):
     path = args.weights / f"{part}.pt"
     saved, published = unet.read_weights(path), asdict(train.PRESETS["filtered"][part].diffusion)
     if saved.get("diffusion") != published:
-        raise ValueError(f"{path} draws by {saved.get('diffusion')} and the released code by {published}: it could not use it")
+        raise ValueError(f"{path} draws by {saved.get('diffusion')} and the released code by {published}: of no use there")
     if part == "clip":
         return dict(zip(("clip-image", "clip-text"), export_openai_clip(guidance.NoisedCLIP.out_of(saved, path))))
     return {part: export_openai(unet.UNet.out_of(saved, path))}

@@ -1,4 +1,5 @@
 """Pictures of one's own, from the folder to the drawing; and OpenAI's weights as a place to begin."""
+from dataclasses import asdict
 from importlib import import_module
 
 import numpy as np
@@ -47,7 +48,7 @@ def trained(capfd, out, pictures, kind="base", *options):
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_every_model_learns_from_ones_own_pictures_and_says_how_to_use_it(kind, pictures, narrow, quiet, tmp_path, capfd):
+def test_every_model_learns_from_ones_own_pictures_and_says_what_next(kind, pictures, narrow, quiet, tmp_path, capfd):
     options = [] if "inpaint" not in kind else ["--start", tmp_path / "first.pt"]
     if options:
         first = unet.UNet(small.preset(kind.replace("inpaint-", "").replace("inpaint", "base")).network)
@@ -62,7 +63,8 @@ def test_every_model_learns_from_ones_own_pictures_and_says_how_to_use_it(kind, 
 
 def test_weights_of_other_knowledge_do_not_claim_to_know_few_words(pictures, narrow, quiet, tmp_path, capfd):
     """What began as a model of the world knows more words than twenty captions hold, and nobody can list them."""
-    unet.save_weights(tmp_path / "first.pt", unet.UNet(small.preset().network), tokenizer=[], made={"from": "elsewhere"})
+    first = unet.UNet(small.preset().network)
+    unet.save_weights(tmp_path / "first.pt", first, tokenizer=[], made={"from": "elsewhere"})
     _, saved = trained(capfd, tmp_path / "run", pictures, "base", "--start", tmp_path / "first.pt")
     assert "words" not in saved["made"]
 
@@ -70,17 +72,21 @@ def test_weights_of_other_knowledge_do_not_claim_to_know_few_words(pictures, nar
 def test_samples_stand_beside_the_pictures_they_were_learned_from(pictures, narrow, monkeypatch, tmp_path, capfd):
     """Drawn alone they would not show what matters with few pictures: whether they were learned by heart."""
     shown = {}
-    monkeypatch.setattr(train, "save_grid", lambda images, captions, path, **_: shown.update(zip(captions[::2], images[::2]))
-                        or shown.setdefault("drawn", captions[1::2]))
+
+    def keep(images, captions, path, **_):
+        shown.update(zip(captions[::2], images[::2]))
+        assert set(captions[1::2]) == {"drawn"}
+    monkeypatch.setattr(train, "save_grid", keep)
     trained(capfd, tmp_path, pictures)
-    assert set(shown.pop("drawn")) == {"drawn"} and set(shown) == set(CAPTIONS)
+    assert set(shown) == set(CAPTIONS)
     assert (shown["a red field"] - torch.tensor([1.0, -1, -1]).view(3, 1, 1)).abs().max() == 0, "the picture itself"
 
 
-@pytest.mark.parametrize("argv, every", [(["--steps", "500"], 200), (["--preset", "filtered", "--steps", "500"], 100),
-                                         (["--preset", "filtered", "--steps", "9000"], 900), (["--preset", "filtered"], 2000)])
-def test_a_short_run_of_a_large_model_is_saved_before_its_end(argv, every):
-    assert train.work_of(train.arguments(["base", "--peak", "1", *argv])).save_every == every
+@pytest.mark.parametrize("preset, steps, every", [("tiny", 500, 200), ("filtered", 500, 100), ("filtered", 9000, 900),
+                                                  ("filtered", 2_500_000, 2000)])
+def test_a_short_run_of_a_large_model_is_saved_before_its_end(preset, steps, every):
+    args = train.arguments(["base", "--peak", "1", "--preset", preset, "--steps", str(steps)])
+    assert train.work_of(args).save_every == every
 
 
 def test_a_file_that_cannot_be_used_is_named(pictures, narrow, tmp_path, capfd):
@@ -93,55 +99,53 @@ def test_a_file_that_cannot_be_used_is_named(pictures, narrow, tmp_path, capfd):
 
 # --- Weights of one's own, drawn with ---
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return tmp_path_factory.mktemp("scratch")
-
-
-def own(folder, scratch, *, kinds=("base", "upsampler"), sizes=(16, 64)):
+def own(folder, *, kinds=("base", "upsampler"), sizes=(16, 64)):
     """A folder of weights as 08 leaves them after a run on one's own pictures, of any picture size."""
+    words = tokenizer.BPETokenizer.train(CAPTIONS, 512)
     for kind in kinds:
-        facts = small.facts(kind, "single", scratch) | {"difficulty": "", "size": sizes["upsampler" in kind]}
-        facts["made"] = facts["made"] | {"words": ["a", "red", "field"]}
-        unet.save_weights(folder / f"{kind}.pt", small.randomize(unet.UNet(small.preset(kind).network)), **facts)
+        preset = small.preset(kind)
+        unet.save_weights(folder / f"{kind}.pt", small.randomize(unet.UNet(preset.network)), difficulty="",
+                          size=sizes["upsampler" in kind], diffusion=asdict(preset.diffusion), **train.kept(words),
+                          made={"words": ["a", "field", "red"]})
     return folder
 
 
-def test_any_prompt_is_drawn_and_words_it_never_read_are_named(scratch, tmp_path, capfd):
+def test_any_prompt_is_drawn_and_words_it_never_read_are_named(tmp_path, capfd):
     """The little world's grammar says nothing of them; but that they mean nothing to the model must be said."""
-    folder = own(tmp_path, scratch)
+    folder = own(tmp_path)
     status, told, err = main(capfd, "A red dragon's field", "--weights", folder, "--out", tmp_path / "a.png", *SHORT)
     assert status == 0 and "'dragon', 's': such words mean nothing" in told, (told, err)
     status, told, err = main(capfd, "red FIELD", "--weights", folder, "--out", tmp_path / "b.png", *SHORT)
     assert status == 0 and "mean nothing" not in told, (told, err)
 
 
-def test_without_an_upsampler_one_sees_the_small_picture(scratch, tmp_path, capfd):
-    folder = own(tmp_path, scratch, kinds=("base",))
-    status, told, err = main(capfd, "a red field", "--weights", folder, "--seed", 1, "--out", tmp_path / "a.png", *SHORT)
+def test_without_an_upsampler_one_sees_the_small_picture(tmp_path, capfd):
+    folder = own(tmp_path, kinds=("base",))
+    status, told, err = main(capfd, "a red field", "--weights", folder, "--seed", 1, *SHORT, "--out", tmp_path / "a.png")
     assert status == 0 and "no upsampler" in told and "16×16" in told, (told, err)
     base = sample.Model.load(folder / "base.pt")
     drawn = sample.generate("a red field", base=base, upsampler=None, seed=1, steps="2")
     shown = pixels(tmp_path / "a.png")
     zoom = len(shown) // 16
     assert drawn.shape == (1, 3, 16, 16) and zoom >= 8, "large enough to be looked at"
-    assert np.array_equal(shown, drawn[0].permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)), "and nothing invented"
+    squares = drawn[0].permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)
+    assert np.array_equal(shown, squares), "and nothing is invented"
 
 
-def test_models_that_do_not_belong_together_are_refused(scratch, tmp_path, capfd):
-    line = refused(capfd, "a red field", "--weights", own(tmp_path, scratch, sizes=(16, 256)))
+def test_models_that_do_not_belong_together_are_refused(tmp_path, capfd):
+    line = refused(capfd, "a red field", "--weights", own(tmp_path, sizes=(16, 256)))
     assert "draws 16 pixels" in line and "enlarges 64" in line
 
 
-def test_nobody_can_judge_ones_own_pictures(scratch, tmp_path, capfd):
-    line = refused(capfd, "--measure", "--weights", own(tmp_path, scratch))
+def test_nobody_can_judge_ones_own_pictures(tmp_path, capfd):
+    line = refused(capfd, "--measure", "--weights", own(tmp_path))
     assert "not trained on the little world" in line and str(tmp_path) in line
 
 
 @pytest.mark.parametrize("preset", ["tiny", "filtered", "paper"])
-def test_large_pictures_of_a_folder_are_drawn_as_large_ones_are(preset, scratch, tmp_path, capfd):
+def test_large_pictures_of_a_folder_are_drawn_as_large_ones_are(preset, tmp_path, capfd):
     """64 and 256 pixels, whatever --preset says: the files know their sizes."""
-    folder = own(tmp_path, scratch, sizes=(64, 256))
+    folder = own(tmp_path, sizes=(64, 256))
     status, _, err = main(capfd, "a red field", "--preset", preset, "--weights", folder, "--out", tmp_path / "a.png",
                           "--steps", 1, "--upsampler-steps", 1)
     assert status == 0 and pixels(tmp_path / "a.png").shape == (256, 256, 3), err
@@ -151,11 +155,11 @@ def test_large_pictures_of_a_folder_are_drawn_as_large_ones_are(preset, scratch,
 
 
 @pytest.mark.parametrize("sizes, dtype", [((16, 64), torch.float32), ((64, 256), torch.bfloat16)])
-def test_large_models_of_a_folder_are_drawn_with_in_16_bits_where_those_are_fast(sizes, dtype, scratch, tmp_path, monkeypatch):
+def test_large_models_of_a_folder_take_16_bits_where_those_are_fast(sizes, dtype, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(train, "has_fast_bf16", lambda device: True)
     monkeypatch.setattr(sample, "in_precision", lambda network, dtype: taken.append(dtype) or network)
-    args = sample.arguments(["x", "--weights", str(own(tmp_path, scratch, sizes=sizes))])
+    args = sample.arguments(["x", "--weights", str(own(tmp_path, sizes=sizes))])
     sample.load_own(args, "base")
     assert taken == [dtype]
 
@@ -210,16 +214,16 @@ def test_converted_models_read_captions_as_the_released_ones_do(converted, relea
 def test_a_folder_of_converted_files_draws_as_the_cache_does(converted, released, tmp_path, capfd):  # noqa: F811
     """Up to the 16 bits: the same walk from the same noise, with CLIP's guidance too."""
     for name, where in ("ours", ["--weights", converted]), ("theirs", ["--preset", "filtered", "--cache", released]):
-        status, _, err = main(capfd, "a red hen", *where, "--seed", 3, "--dtype", "float32", "--rerank", "--candidates", 2,
-                              "--out", tmp_path / f"{name}.png", *SHORT)
+        status, _, err = main(capfd, "a red hen", *where, "--seed", 3, "--dtype", "float32", "--rerank",
+                              "--candidates", 2, "--out", tmp_path / f"{name}.png", *SHORT)
         assert status == 0, err
     ours, theirs = (pixels(tmp_path / f"{name}.png").astype(int) for name in ("ours", "theirs"))
     assert np.abs(ours - theirs).mean() < 1, "less than one of 255 grey values"
 
 
 def tuned(capfd, start, pictures, out, kind, *options):
-    train.main([kind, "--preset", "filtered", "--start", str(start), "--data", str(pictures), "--steps", "2", "--batch", "4",
-                "--parts", "2", "--lr", "0.01", "--out", str(out), *options])
+    train.main([kind, "--preset", "filtered", "--start", str(start), "--data", str(pictures), "--steps", "2",
+                "--batch", "4", "--parts", "2", "--lr", "0.01", "--out", str(out), *options])
     return unet.read_weights(out / "weights.pt")
 
 
@@ -229,8 +233,8 @@ def test_fine_tuning_leaves_what_is_frozen_and_keeps_the_tokenizer(converted, pi
     same = {name: torch.equal(value, after["weights"][name]) for name, value in first["weights"].items()}
     assert all(same[name] for name in same if name.startswith("text."))
     assert not (same["enter.weight"] or same["leave.2.weight"] or same["time.0.weight"]), "all else learns"
-    assert (after["tokenizer"], after["size"], after["diffusion"]) == tuple(first[n] for n in ("tokenizer", "size", "diffusion"))
-    assert "--start" in after["made"]["command"] and "words" not in after["made"], "it knows more words than the captions"
+    assert all(after[fact] == first[fact] for fact in ("tokenizer", "size", "diffusion"))
+    assert "--start" in after["made"]["command"] and "words" not in after["made"], "it knows more than these captions"
 
 
 def test_channels_grown_on_a_released_model_change_nothing_at_first(converted, pictures, quiet, tmp_path, capfd):
@@ -238,9 +242,9 @@ def test_channels_grown_on_a_released_model_change_nothing_at_first(converted, p
     trainer = train.Trainer(train.PRESETS["filtered"]["inpaint"], difficulty="", work=train.Work(bf16=False))
     trainer.start_from(converted / "base.pt")
     x, t, cond = torch.randn(2, 3, 16, 16), torch.tensor([10, 900]), base.encode(["a red hen", ""])
+    known = {"inpaint_image": x.flip(0), "inpaint_mask": (x[:, :1] > 0).float()}
     with torch.no_grad():
-        answer = trainer.denoiser_of(trainer.model.eval())(x, t, inpaint_image=x.flip(0), inpaint_mask=(x[:, :1] > 0).float(),
-                                                           **cond)
+        answer = trainer.denoiser_of(trainer.model.eval())(x, t, **known, **cond)
         assert torch.equal(answer, base.denoiser(x, t, **cond)), "what is known is multiplied by nothing yet"
     after = tuned(capfd, converted / "base.pt", pictures, tmp_path / "run", "inpaint")
     assert after["weights"]["enter.weight"][:, 3:].any(), "and is looked at after some steps"
@@ -254,11 +258,14 @@ def test_what_is_there_already_stays(converted, released, capfd):  # noqa: F811
     assert (converted / "base.pt").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("lacking, told", [("vocab.bpe", "--fetch --cache"), ("clip_image_enc.pt", "--fetch clip --cache")])
-def test_what_conversion_lacks_is_told_with_the_command_that_fetches_it(lacking, told, released, tmp_path, capfd):  # noqa: F811
-    for path in released.iterdir():
-        if path.name != lacking and not (lacking.startswith("clip") and path.name.startswith(("base", "ups"))):
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+LACKING = {"vocab.bpe": "--fetch --cache", "clip_image_enc.pt": "--fetch clip --cache"}
+
+
+@pytest.mark.parametrize("lacking, told", LACKING.items())
+def test_what_conversion_lacks_is_told_with_its_command(lacking, told, released, tmp_path, capfd):  # noqa: F811
+    there = {"vocab.bpe": ("base.pt", "upsample.pt"), "clip_image_enc.pt": ("clip_text_enc.pt",)}[lacking]
+    for name in there:
+        (tmp_path / name).write_bytes((released / name).read_bytes())
     line = refused(capfd, "--convert", tmp_path / "ours", "--cache", tmp_path)
     assert f"{lacking} (" in line and told in line and not (tmp_path / "ours").exists(), line
 
@@ -279,9 +286,9 @@ def test_export_writes_the_released_files_again(part, converted, released, tmp_p
         assert file in told
 
 
-def test_what_the_released_code_could_not_use_is_not_exported(scratch, tmp_path, capfd):
+def test_what_the_released_code_could_not_use_is_not_exported(tmp_path, capfd):
     """The tiny models answer v, which no file of OpenAI's could say."""
-    line = refused(capfd, "--export", tmp_path / "theirs", "--weights", own(tmp_path, scratch))
+    line = refused(capfd, "--export", tmp_path / "theirs", "--weights", own(tmp_path))
     assert "base.pt" in line and "'v'" in line and not (tmp_path / "theirs").exists()
     assert "give both" in refused(capfd, "--preset", "filtered", "--export", tmp_path / "theirs")
     assert "to export" in refused(capfd, "--export", tmp_path / "theirs", "--weights", tmp_path / "nowhere")
