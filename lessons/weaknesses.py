@@ -21,7 +21,7 @@ is nothing to be measured. What the model draws when it is told nothing, at scal
 
 Default outputs/weaknesses.png. It takes weights that know pairs and counts (08's --world full). One n stands for n
 pairs, 3n counts and 2n single things: at n = 50, three seeds and six scales, 25 guided steps are 135,000 steps of one
-picture: TIME on one core.
+picture: 24 minutes on one core.
 """
 import argparse
 import math
