@@ -1191,7 +1191,7 @@ def wilson(right, n, z=1.96):
     # (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)   [Wilson 1927]
     rate, spread = right / n, z * z / n
     middle, half = rate + spread / 2, z * math.sqrt(rate * (1 - rate) / n + spread / n / 4)
-    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))   # not -1e-18
 
 
 def mean_interval(values, *, rate=False):

@@ -26,7 +26,7 @@ sample, train = import_module("09_sample"), import_module("08_train")
 ON = " on a white background"
 BEGIN = "a small red heart above a small blue star" + ON
 # What is added, in the upper (0) or the lower half (1), and beside what.
-ADDED = ("a small yellow sun", 1, "a small blue star"), ("a small green cross", 0, "a small red heart")
+ADDED = ("a small yellow diamond", 1, "a small blue star"), ("a small green cross", 0, "a small red heart")
 
 
 def room(picture, half, side):
@@ -73,12 +73,12 @@ def tell(out, options):
 
 def save_strip(strip, out):
     """The pictures in a row, each under what was asked for."""
-    figure = Figure(figsize=(3.2 * len(strip), 4.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(strip), 4.0), layout="constrained")
     for axes, (words, picture) in zip(figure.subplots(1, len(strip)), strip):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title("\n".join(textwrap.wrap(words, 28)), size=12)
+        axes.set_title("\n".join(textwrap.wrap(words, 34)), size=11)
         axes.set(xticks=[], yticks=[])
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=90, bbox_inches="tight")
 
 
 def main(argv=None):
