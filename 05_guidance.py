@@ -349,8 +349,8 @@ def show_the_clip(n=6):
     with torch.no_grad():
         texts = clip.text(**encode_clip(RIVALS.values(), tok, clip.config.text.context))
     real = show_the_fit(clip, texts, diffusion.Diffusion.of(config))
-    print(f"   its logit for the true caption is {real:.1f} on average for real pictures; for those of a model that is told\n"
-          "   nothing and pulled by it alone:")
+    print(f"   its logit for the true caption is {real:.1f} on average for real pictures; for those of a model that is\n"
+          "   told nothing and pulled by it alone:")
     nothing = encode([PROMPT] * n)
     nothing["mask"][:] = False       # the empty caption, as in training
     for scale in CLIP_SCALES:

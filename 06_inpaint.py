@@ -222,8 +222,8 @@ def show_ways(image, mask):
     for name, (model, put, given) in ways.items():
         g, off = torch.Generator().manual_seed(0), []
         noise, guided = torch.randn(image.shape, generator=g), guidance.classifier_free(model, 5.0)
-        x = drawn[name] = process.ddpm_sample(guided, noise, generator=g, x0_fn=watching(put, image, mask, off), **given,
-                                              **encode(captions))
+        x = drawn[name] = process.ddpm_sample(guided, noise, generator=g, x0_fn=watching(put, image, mask, off),
+                                              **given, **encode(captions))
         print(f"   {name:<10} what is known: guessed wrong by {sum(off) / len(off):.3f} on the way, in the end by"
               f" {((x - image).abs() * mask).max():g}; jump at the edge {seam(x, mask):.3f}")
     print(f"   the true pictures' mean jump at the same places is {seam(image, mask):.3f}")

@@ -28,8 +28,9 @@ arXiv 2103.00020 (section 2.3, figure 3).
     python 08_train.py upsampler    16 -> 64 pixels, on squares of 32: about 11 minutes, and then, because norms and
                                     attention meet other statistics on whole pictures, some minutes on those:
                                     upsampler --start outputs/train-upsampler/weights.pt --crop 64 --batch 8 --lr 5e-4
-    python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known, some
-                                    minutes; inpaint-upsampler: the same of upsampler.pt, on whole pictures
+    python 08_train.py inpaint      lessons/weights/base.pt, or --start FILE, learns to look at what is known, ten
+                                    minutes on one core; inpaint-upsampler: the same of upsampler.pt, on whole
+                                    pictures
     python 08_train.py judge        the classifier of real pictures: about 2 minutes
     python 08_train.py clip         the noised CLIP, a quarter of an hour; how often it finds a picture's own caption
                                     among 100, at ten noise levels: matching.png

@@ -17,7 +17,7 @@ score intervals: Wilson 1927, J. Am. Stat. Assoc. 22.
 
     python 09_sample.py "a red heart above a blue umbrella"     about five seconds
     python 09_sample.py "a small green star" --n 8 --seed 3 --scale 5 --steps 50 --sampler ddpm
-    python 09_sample.py "a blue star" --image x.png --box 0.5,0,1,1    draws into the right half of a picture
+    python 09_sample.py "a heart to the left of a star" --image x.png --box 0.5,0,1,1    draws into its right half
     python 09_sample.py "a red heart" --init sketch.png                makes a drawing into a picture
     python 09_sample.py --measure                               some minutes: caption accuracy, with intervals
     python 09_sample.py "a pair of glasses" --weights FOLDER    what 08 has learned from pictures of one's own

@@ -8,15 +8,16 @@ the caption, and no one else's. Of each caption two pictures are drawn. Four mea
   right     every attribute that the caption names is there, says the judge (08)
   log p     the judge's log-probability of those attributes: it never saw the guide, and is not what guides
   CLIP      100 times the fit that the guiding CLIP itself sees in the finished picture. A guide that is asked for its
-            own opinion: with CLIP alone as a measure one would believe that more CLIP guidance is always better
+            own opinion: with CLIP alone as a measure one would believe that CLIP guides best
   variety   how far the two pictures of a caption lie apart in the judge's features, where real ones are 1. Pictures
             that are wrong differ, too, so it means little where few are right
 
-The two guides meet in one point: scale 1 of the one and 0 of the other are the model as trained, drawn once. The walk "ddim25" does
-not begin at t = 999 but at 960. At 999 a CLIP's gradient, however small, is divided by √ᾱ, nearly zero, where DDIM
-turns the shifted noise into a picture, which is not clipped again.
+The two guides meet in one point: scale 1 of the one and 0 of the other are the model as trained, drawn once. The walk
+"ddim25" does not begin at t = 999 but at 960. At 999 a CLIP's gradient, however small, is divided by √ᾱ, nearly zero,
+where DDIM turns the shifted noise into a picture, which is not clipped again.
 
-    python lessons/guidance_compared.py [OUT.png] [--n 40] [--seeds 0 1 2] [--kind pair] [--steps ddim25] [--weights FOLDER]
+    python lessons/guidance_compared.py [OUT.png] [--n 40] [--seeds 0 1 2] [--kind pair] [--steps ddim25]
+        [--weights FOLDER]
 
 Default outputs/guidance_compared.png. It needs lessons/weights/clip.pt (python 08_train.py clip). At n = 40 and three
 seeds the 24 walks are 144,000 guided steps of one picture: 20 minutes on one core.

@@ -28,7 +28,7 @@ they are. What was wrong with the pictures that are not right stands in a second
 
 Default outputs/inpainting_compared.png. Without lessons/weights/inpaint.pt (python 08_train.py inpaint makes it) the
 third way is left out. At n = 60, three seeds, four holes and three ways, 50 guided steps are 108,000 steps of one
-picture: TIME on one core.
+picture: 22 minutes on one core.
 """
 import argparse
 import random

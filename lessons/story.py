@@ -30,7 +30,8 @@ ADDED = ("a small yellow diamond", 1, "a small blue star"), ("a small green cros
 
 
 def room(picture, half, side):
-    """How many sixteenths of the width are bare at the left (0) or right (1) side of the upper (0) or lower half (1)."""
+    """How many sixteenths of the width are bare: at the left side (0) or the right (1) of the upper half (0) or the
+    lower (1)."""
     x = sample.pixels(picture, 64)[0]
     ink = ((x - x.flatten(1).median(1).values[:, None, None]).abs().amax(0) > 0.4)[32 * half:32 * half + 32]
     columns = ink.any(0).view(16, 4).any(1)

@@ -605,7 +605,7 @@ def test_shipped_upsampler_keeps_colours():
 
 def test_shipped_clip_finds_a_pictures_caption_in_noise():
     saved = unet.read_weights(unet.WEIGHTS / "clip.pt")
-    assert all(right / n > 0.8 for t, (right, n) in saved["matching"].items() if t <= 300), "recorded when it was trained"
+    assert all(right / n > 0.8 for t, (right, n) in saved["matching"].items() if t <= 300), "recorded in its training"
     clip, tok = guidance.NoisedCLIP.out_of(saved, "clip.pt"), tokenizer.BPETokenizer(saved["tokenizer"])
     process = diffusion.Diffusion.of(diffusion.DiffusionConfig(**saved["diffusion"]))
     for t, (right, n) in train.matching(clip, tok, process, difficulty="full", n=200, timesteps=(0, 250)).items():
@@ -616,8 +616,8 @@ def test_shipped_clip_finds_a_pictures_caption_in_noise():
 @pytest.mark.parametrize("plain, tuned, t, share", [("base", "inpaint", 800, 0.6),
                                                     ("upsampler", "inpaint-upsampler", 400, 0.95)])
 def test_shipped_inpainting_models_look_at_what_is_known(plain, tuned, t, share):
-    """Where the picture is known they guess it better than the model they began as, which sees noise only; the upsampler
-    a little better, since the small picture has told it nearly all."""
+    """Where the picture is known they guess it better than the model they began as, which sees noise only; the
+    upsampler a little better, since the small picture has told it nearly all."""
     model, size = shipped(tuned), shipped(tuned).size
     scenes = train.exam("single", 12, seed=9)
     pictures = train.real_pictures(scenes, 9)

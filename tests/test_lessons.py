@@ -46,7 +46,8 @@ def is_a_figure(path):
 def with_clip(complete):
     """… and a noised CLIP."""
     clip = small.randomize(train.guidance.NoisedCLIP(small.clip_preset().network))
-    unet.save_weights(complete / "clip.pt", clip, size=16, difficulty="full", tokenizer=tokenizer.world_tokenizer().merges)
+    unet.save_weights(complete / "clip.pt", clip, size=16, difficulty="full",
+                      tokenizer=tokenizer.world_tokenizer().merges)
     return complete
 
 
@@ -70,16 +71,19 @@ def test_real_pictures_are_right_and_vary_by_one(with_clip, capfd):
     found = guided.over_seeds(lambda scenes, seed: guided.real(scenes, seed, 16), exams, judge, clip)
     assert set(found) == set(guided.MEASURES) and all(len(values) == 40 for values in found.values())
     assert found["right"].mean() > 0.9 and found["log p"].mean() > -0.5 and found["CLIP"].abs().max() <= 100.1
-    copies = guided.over_seeds(lambda scenes, seed: guided.real(scenes, seed, 16)[:20].repeat(2, 1, 1, 1), exams, judge, clip)
+    copies = guided.over_seeds(lambda scenes, seed: guided.real(scenes, seed, 16)[:20].repeat(2, 1, 1, 1), exams, judge,
+                               clip)
     assert copies["variety"].max() < 1e-3 < found["variety"].min(), "the same picture twice has no variety"
 
 
 def test_guidance_compared_runs(with_clip, tmp_path, capfd):
-    guided.main([str(tmp_path / "guides.png"), "--n", "2", "--seeds", "0", "1", "--steps", "2", "--weights", str(with_clip)])
+    guided.main([str(tmp_path / "guides.png"), "--n", "2", "--seeds", "0", "1", "--steps", "2",
+                 "--weights", str(with_clip)])
     told = capfd.readouterr().out
     for guide, scales in guided.SCALES.items():
         for sampler in guided.SAMPLERS.values():
-            assert [scale for scale in scales if f"\n{guided.TITLES[guide]}, {sampler}, scale {scale:g} " in told] == [*scales]
+            line = f"\n{guided.TITLES[guide]}, {sampler}, scale"
+            assert [scale for scale in scales if f"{line} {scale:g} " in told] == [*scales], told
     assert "nan" not in told
     is_a_figure(tmp_path / "guides.png")
 
