@@ -12,7 +12,7 @@ from small import main
 from test_09_pipeline import SHORT, SMALL, pixels, refused, released, short_lists, shrunk  # noqa: F401 (fixtures)
 
 tokenizer, unet, train, sample = (import_module(m) for m in ("01_tokenizer", "03_unet", "08_train", "09_sample"))
-lesson = import_module("lessons.own_pictures")
+(lesson,) = (import_module(f"lessons.{name}") for name in ("own_pictures",))
 CAPTIONS = "a red field", "green grass", "a blue sea"
 PARTS = "base", "upsampler", "inpaint", "inpaint-upsampler", "clip"
 
