@@ -74,8 +74,10 @@ def examples():
 
 
 def fill(folder):
-    """Write the folder: a picture and its caption under one name. OSError where that cannot be done."""
-    folder.mkdir(parents=True)       # of its own: nothing that is there is touched
+    """Write a new folder: a picture and its caption under one name. -> how many. OSError or ValueError if it cannot be."""
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; name a new folder, or go on with that one")
+    folder.mkdir(parents=True)
     for number, (caption, image) in enumerate(examples().items()):
         image.save(folder / f"{number:02d}.jpg", quality=95)
         (folder / f"{number:02d}.txt").write_text(caption + "\n", encoding="utf-8")

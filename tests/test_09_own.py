@@ -12,6 +12,7 @@ from small import main
 from test_09_pipeline import SHORT, SMALL, pixels, refused, released, short_lists, shrunk  # noqa: F401 (fixtures)
 
 tokenizer, unet, train, sample = (import_module(m) for m in ("01_tokenizer", "03_unet", "08_train", "09_sample"))
+(lesson,) = (import_module(f"lessons.{name}") for name in ("own_pictures",))
 CAPTIONS = "a red field", "green grass", "a blue sea"
 PARTS = "base", "upsampler", "inpaint", "inpaint-upsampler", "clip"
 
@@ -95,6 +96,31 @@ def test_a_file_that_cannot_be_used_is_named(pictures, narrow, tmp_path, capfd):
     (tmp_path / "thin.txt").write_text("a line")
     (line,) = small.refused(["--data", tmp_path, "--steps", 1, "--batch", 4, "--out", tmp_path / "run"], capfd)
     assert "fewer than 16 pixels a side (thin.png)" in line
+
+
+# --- The lesson ---
+
+def test_the_lessons_folder_is_one_that_08_reads(tmp_path, capfd):
+    assert lesson.main([str(tmp_path / "new")]) == 0 and "20 pictures" in capfd.readouterr().out
+    data = train.Pictures(tmp_path / "new", train.DataConfig(64, 20))
+    pictures, captions = data.next()
+    assert set(captions) == set(lesson.read(tmp_path / "new")) >= set(lesson.LEFT_OUT) and not data.bad
+    assert pictures.flatten(1).float().std(1).min() > 1, "each shows something"
+    assert not set(captions) & set(lesson.NEW), "what is asked for as new must be new"
+    assert lesson.main([str(tmp_path / "new")]) == 2 and "there already" in small.one_line(capfd.readouterr().err)
+
+
+def test_the_lessons_figures_are_drawn(pictures, narrow, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(lesson, "NEW", ("a cat",))
+    monkeypatch.setattr(lesson, "LEFT_OUT", CAPTIONS[:1])
+    monkeypatch.setattr(sample.Sampling, "of", lambda *_: sample.Sampling("2"))
+    drawn, losses = tmp_path / "drawn.png", tmp_path / "losses.png"
+    status = lesson.main([str(pictures), "--weights", str(own(tmp_path)), "--drawn", str(drawn), "--losses", str(losses),
+                          "--steps", "1"])
+    said = capfd.readouterr()
+    assert status == 0 and "step 1: loss" in said.out and "of 2 pictures it sees" in said.out, said.err
+    for path in drawn, losses:
+        assert len(np.unique(pixels(path).reshape(-1, 3), axis=0)) > 20, "a figure, and not an empty page"
 
 
 # --- Weights of one's own, drawn with ---
