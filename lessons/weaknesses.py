@@ -14,14 +14,15 @@ becomes a rate. The base model draws the same captions from the same noise at se
 Each rate stands beside its 95% interval and beside what the judge says of *real* pictures of the same captions: for
 successes its ceiling, for mistakes its floor. At scale 0 the caption is not heard: what comes out right there is chance.
 
-Negation is missing, because the little language has no word for it: "a heart that is not red" is no caption, so there
-is nothing to be measured. What the model draws when it is told nothing, at scale 0, is told instead.
+  negation     "not a red heart": a word that no caption of the training had, spelt out in letters before one that many
+               had. How often is the thing drawn all the same? The language has no negation, so this tells what a
+               model does with one that it never learned; larger ones have seen the word, and mostly do the same
 
     python lessons/weaknesses.py [OUT.png] [--n 50] [--seeds 0 1 2] [--scales 0 1 2 3 5 8] [--steps 25]
 
 Default outputs/weaknesses.png. It takes weights that know pairs and counts (08's --world full). One n stands for n
-pairs, 3n counts and 2n single things: at n = 50, three seeds and six scales, 25 guided steps are 135,000 steps of one
-picture: 24 minutes on one core.
+pairs, 3n counts, 2n single things and n denied ones: at n = 50, three seeds and six scales, 25 guided steps are 157,500
+steps of one picture: 24 minutes on one core without the denied ones, which take two more.
 """
 import argparse
 import math
@@ -143,6 +144,12 @@ def composition(scenes, seen):
     return lines
 
 
+def denied(n, seed):
+    """n captions of single things with a "not" before them, and the scenes that are denied."""
+    scenes = singles(n, seed)[n:]          # of colours and nouns that were trained together
+    return scenes, [f"not {scene.caption()}" for scene in scenes]
+
+
 EXAMS = {"pairs": (pairs, (binding, relations)), "counts": (counts, (counting,)),
          "single things": (singles, (composition,))}
 # The lines of each table that are drawn; the first is its main one.
@@ -156,14 +163,15 @@ TITLES = {"binding": "binding: two nouns, two colours", "relations": "relations,
 
 # --- Measuring ---------------------------------------------------------------------------------------
 
-def look(base, judge, scenes, seed, scale, steps):
-    """What the judge sees, [n, questions], in drawings of these scenes' captions; scale None: in real pictures."""
+def look(base, judge, scenes, seed, scale, steps, captions=None):
+    """What the judge sees, [n, questions], in drawings of these scenes' captions, or of other captions given; scale
+    None: in real pictures."""
     if scale is None:
         return train.answer(judge, diffusion.reduce(train.real_pictures(scenes, seed), base.size))
     generator = torch.Generator().manual_seed(seed)      # one seed is one noise, whatever the scale
     return torch.cat([
         train.answer(judge, sample.draw_small(base, some, generator=generator, scale=scale, steps=steps).cpu())
-        for some in sample.batches([scene.caption() for scene in scenes], 100)])
+        for some in sample.batches(captions or [scene.caption() for scene in scenes], 100)])
 
 
 def measure(base, judge, n, seeds, scales, steps):
@@ -183,7 +191,23 @@ def measure(base, judge, n, seeds, scales, steps):
             tell(weakness.__name__, f"{len(scenes)} {name}", table, scales)
         if 0 in scales and name == "pairs":
             tell_unasked(seen[0])
+    tell_denied(base, judge, n, seeds, scales, steps)
     return tables
+
+
+def tell_denied(base, judge, n, seeds, scales, steps):
+    """Prints how often a thing is drawn of which the caption says that it is not there."""
+    rates = {"the noun is drawn all the same": [], "… and all the rest that is denied": []}
+    for scale in scales:
+        hits = []
+        for seed in seeds:
+            scenes, captions = denied(n, seed)
+            seen, wanted = look(base, judge, scenes, seed, scale, steps, captions), train.labels(scenes)
+            right = (seen == wanted) | (wanted < 0)
+            hits.append(torch.stack([right[:, NOUNS[0]], right.all(1)]))
+        for line, hit in zip(rates, torch.cat(hits, 1)):
+            rates[line].append(rate(hit, torch.ones_like(hit)))
+    tell("negation", f"{n * len(seeds)} captions that begin with “not”", rates, scales, real=False)
 
 
 def rate(hits, among):
@@ -196,9 +220,9 @@ def interval(right, n):
     return (right / n, *train.wilson(right, n)) if n else (math.nan,) * 3
 
 
-def tell(title, among, table, scales):
+def tell(title, among, table, scales, real=True):
     """Prints one weakness: a line for each rate, a column for each scale, in % with 95% intervals."""
-    heads = [*(f"scale {scale:g}" for scale in scales), "real"]
+    heads = [*(f"scale {scale:g}" for scale in scales), *(["real"] if real else [])]
     print(f"\n{title}, of {among}: % (95% interval)\n" + " " * 42 + "".join(f"{head:>14}" for head in heads))
     for line, rates in table.items():
         cells = ("{:.0f} ({:.0f}–{:.0f})".format(*(100 * value for value in interval(*one))) if one[1] else "none"
@@ -275,7 +299,7 @@ def main(argv=None):
         diffusion.Diffusion.of(base.process, args.steps)                       # or a wrong --steps would show late
     except (OSError, ValueError) as e:
         sys.exit(f"weaknesses.py: {e}")
-    print(f"{len(seeds)} seeds; {args.steps} DDIM steps; the little language has no negation, so none is measured")
+    print(f"{len(seeds)} seeds; {args.steps} DDIM steps")
     save_picture(measure(base, judge, args.n, seeds, scales, args.steps), scales, args.out)
     print(f"\nwrote {args.out}")
 

@@ -260,6 +260,13 @@ def test_a_new_thing_is_compared_with_a_seen_one_of_its_noun():
         assert (one.noun, one.size, new.background) == (other.noun, other.size, seen.background)
 
 
+def test_what_is_denied_is_a_caption_behind_not():
+    scenes, captions = weaknesses.denied(5, 0)
+    assert len(scenes) == len(captions) == 5
+    assert all(tokenizer.Scene.parse(caption.removeprefix("not ")) == scene for scene, caption in zip(scenes, captions))
+    assert all(caption.startswith("not ") for caption in captions)
+
+
 def test_a_rate_of_nothing_is_no_number():
     assert np.isnan(weaknesses.interval(0, 0)).all()
     assert weaknesses.interval(5, 10)[0] == 0.5
@@ -271,7 +278,7 @@ def test_weaknesses_runs(complete, tmp_path, capfd):
     told = capfd.readouterr().out
     for weakness, lines in weaknesses.PLOTTED.items():
         assert re.search(rf"^{weakness}, of \d+ ", told, re.M) and all(f"\n{line} " in told for line in lines), told
-    assert "no negation" in told and "Without a caption" in told and "nan" not in told
+    assert "negation, of 8 captions" in told and "all the same" in told and "Without a caption" in told and "nan" not in told
     is_a_figure(tmp_path / "weak.png")
 
 
