@@ -699,7 +699,8 @@ def test_workers_leave_the_trainings_dice_alone(tmp_path):
 
 
 READS = """
-import importlib, multiprocessing, sys
+import importlib, multiprocessing, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)   # who was started in the background inherits deafness to it
 sys.path[:0] = [{root!r}]
 train = importlib.import_module("08_train")
 pictures = train.Pictures({where!r}, train.DataConfig(8, 3), workers=2)

@@ -202,6 +202,7 @@ def one_run(out, mishap, *argv):
     """08's command line with a tiny preset, and something that goes wrong. What it says goes to a file beside `out`."""
     said = os.open(f"{out}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1), os.dup2(said, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # who was started in the background inherits deafness to it
     train.PRESETS["tiny"]["base"], train.Trainer.show, train.save_curve = RUN, lambda self, out: {}, lambda *a: None
     try:
         MISHAPS[mishap]()
