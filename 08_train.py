@@ -387,10 +387,10 @@ class Work:
     parts      the batch goes through the network in so many parts, whose gradients are added up: memory for time
     recompute  activations are computed again on the way back instead of being kept (`recompute`): memory for time
     compile    the backend of torch.compile, such as "inductor"; None is none
-    shard      weights, gradients, averages and Adam's memory are divided among the processes (`shard`)
+    shard      weights, gradients, averages and Adam's memory are divided among the processes (`share_weights`)
     bf16       whether to compute in bfloat16; None: where that is fast
     save_every steps between two checkpoints; keep: how many of them stay
-    peak       multiply-adds of a device, in FLOP/s, that the line of progress compares with; None: it does not
+    peak       the FLOP/s that a device can do, with which the line of progress compares; None: it does not
     """
 
     device: str = "cpu"
@@ -2213,7 +2213,7 @@ BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block   # what is recomp
 def recompute(network):
     """Make a network's blocks forget what they did on the way forward and do it again on the way back.
 
-    Of each block only the input is kept, in memory for time: one more way forward, a third of a step. The answers and
+    Of each block only the input is kept, memory for time: most of a way forward once more, a fifth of a step. The answers and
     the gradients stay the same to the bit, dropout included, whose dice are set back. It changes `network`, once (a
     second call does nothing), but no weight and no name of one, and its type knows nothing of it. -> network
 

@@ -704,7 +704,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)   # who was started in 
 sys.path[:0] = [{root!r}]
 train = importlib.import_module("08_train")
 pictures = train.Pictures({where!r}, train.DataConfig(8, 3), workers=2)
-pictures.next()
+pictures.next(), pictures.next()   # one from each: both have begun
 print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
 sys.stdin.read()
 """
