@@ -551,7 +551,7 @@ class Run:
         # All gradients together, as one vector, are at most 1 long: Adam remembers the squares of the last thousand
         # or so, and one freak batch would otherwise make its steps small for that long.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.norm = (norm.full_tensor() if work_is_shared(norm) else norm).item()
+        self.norm = (norm.full_tensor() if self.work.shard else norm).item()
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * pace(self.step, config)
         healthy = math.isfinite(mean) and math.isfinite(self.norm)
@@ -632,9 +632,7 @@ class Run:
         """Where the readers of all processes are in a person's own pictures; None in the little world."""
         if self.reader is None:
             return self.place
-        states = [None] * team()[1]
-        dist.all_gather_object(states, self.reader.state()) if dist.is_initialized() else states.append(self.reader.state())
-        return Pictures.merge([state for state in states if state])
+        return Pictures.merge(of_each(self.reader.state()))
 
     def save(self, path):
         """Write a checkpoint, whole or not at all: a file, or a folder where the weights are divided among processes.
@@ -764,14 +762,17 @@ def mean_over_all(value, device):
     return value.item() / team()[1]
 
 
+def of_each(value):
+    """A plain value of every process, in the order of their ranks."""
+    values = [value] * team()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def wait_for_all():
     if dist.is_initialized():
         dist.barrier()
-
-
-def work_is_shared(tensor):
-    """Whether a tensor lies in pieces in several processes."""
-    return hasattr(tensor, "full_tensor")
 
 
 def read_start(path):
@@ -918,12 +919,7 @@ def of_all(own):
 
 def captions_of_all(own):
     """The same for strings."""
-    rank, size = team()
-    if size == 1:
-        return own
-    captions = [None] * size
-    dist.all_gather_object(captions, own)
-    return [caption for row in zip(*captions) for caption in row]
+    return [caption for row in zip(*of_each(own)) for caption in row]
 
 
 def true_of(captions, pictures):
@@ -2391,8 +2387,11 @@ class Machines:
 
 def flop_of_a_picture(preset, work):
     """What a step takes for each of its pictures, forward and back."""
-    ways = measure(preset.network, preset.train.crop or preset.size)[1]
-    return ways["recomputed" if work.recompute else "plain"]
+    def forward(again):
+        return sum(walk(preset.network, preset.train.crop or preset.size, 1, recomputed=again, back=again)[2].values())
+    # As in `measure`, without the accounts of bytes, which a run has no use for
+    once = forward(False)
+    return (forward(True) if work.recompute else once) + 2 * once
 
 
 def matrix_rate(device, bf16):
@@ -2768,6 +2767,11 @@ def command(args):
         tell_what_comes_next(args, weights)
 
 
+def changes(args, *names):
+    """Those of these options that the command line gives: {name: value}. The rest is the preset's."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
 def chosen(args, start):
     """The preset with what the command line changes of it, and the world: start's, unless one says otherwise; "" where
     pictures of one's own take its place."""
@@ -2775,7 +2779,7 @@ def chosen(args, start):
     begun = read_start(start).get("difficulty") if start and not args.data else None
     world = "" if args.data else args.world or begun or "single"
     options = dict(FULL_WORLD.get(args.model, {})) if world == "full" and args.preset == "tiny" else {}
-    options |= {name: getattr(args, name) for name in ("steps", "batch", "lr", "crop") if getattr(args, name)}
+    options |= changes(args, "steps", "batch", "lr", "crop")
     if args.freeze is not None:
         options["freeze"] = frozen_parts(args.freeze, preset)
     return replace(preset, train=replace(preset.train, **options)), world
@@ -2822,10 +2826,9 @@ PLANNED = ("plan", "preset", "steps", "batch", "crop", "recompute", "gpus", "per
 def show_plan(args):
     """--plan: what the run of this command line would take."""
     preset = PRESETS[args.preset][args.model]
-    options = {name: getattr(args, name) for name in ("steps", "batch", "crop") if getattr(args, name)}
-    machines = {name: getattr(args, name) for name in ("gpus", "memory", "peak", "share") if getattr(args, name)}
-    plan = Plan(replace(preset, train=replace(preset.train, **options)), Machines(**machines),
-                pictures=args.per_gpu, recomputed=args.recompute)
+    preset = replace(preset, train=replace(preset.train, **changes(args, "steps", "batch", "crop")))
+    machines = Machines(**changes(args, "gpus", "memory", "peak", "share"))
+    plan = Plan(preset, machines, pictures=args.per_gpu, recomputed=args.recompute)
     print_plan(plan, f"{args.preset} {args.model}")
 
 
@@ -2875,8 +2878,7 @@ def frozen_parts(names, preset):
     """What --freeze names, as parts of a preset's network in their order. ValueError if it lacks one, or if none is
     left to learn."""
     with torch.device("meta"):   # names without weights
-        kind = guidance.NoisedCLIP if isinstance(preset.network, guidance.CLIPConfig) else unet.UNet
-        parts = [name for name, _ in kind(preset.network).named_children()]
+        parts = [name for name, _ in network_of(preset.network).named_children()]
     groups = {name: [name] for name in parts}
     if "text" in parts:
         groups["unet"] = [name for name in parts if name != "text"]

@@ -1071,15 +1071,11 @@ def lacks_upsampler(folder, kinds):
     return (folder / f"{kinds['base']}.pt").is_file() and not (folder / f"{kinds['upsampler']}.pt").is_file()
 
 
-def changes(args, *names):
-    """Those of these options that the command line gives: {name: value}. The rest is the model's habit."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
 def settings(args):
     """What the command line changes of the base model's Sampling and of the upsampler's; an impossible walk is refused
     before any work."""
-    how, large = changes(args, "scale", "steps", "sampler", "batch"), {"steps": args.upsampler_steps} | changes(args, "batch")
+    how = train.changes(args, "scale", "steps", "sampler", "batch")
+    large = {"steps": args.upsampler_steps} | train.changes(args, "batch")
     for spec in (args.steps or "1", args.upsampler_steps):
         diffusion.respace(train.PRESETS[args.preset]["base"].diffusion.steps, spec)
     if args.guide == "clip" and args.sampler is None:
@@ -1158,7 +1154,7 @@ def measure(args):
     judges = {size: train.load_judge(args.weights / f"judge-{size}.pt") for size in (base.size, upsampler.size)}
     n, seed = args.n or 300, args.seed or 0
     kinds = ("easy single", "held out") if base.difficulty == "single" else train.KINDS
-    how = changes(args, "scale", "steps", "sampler")
+    how = train.changes(args, "scale", "steps", "sampler")
     usual = replace(base.sampling, **how)
     print(f"base model, {base.size} pixels: scale {usual.scale:g}, {usual.sampler} {usual.steps}, seed {seed}, n {n} a kind")
     print(f"{'kind':<13}{'right':>7}   {'95% interval':<17}{'ceiling':>8}{'share of it':>13}")

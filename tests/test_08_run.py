@@ -323,6 +323,12 @@ def same_results(out, expected):
     assert {p.name for p in out.iterdir()} == {p.name for p in expected.iterdir()}, "no half-written file stays"
 
 
+def goes_on(runs, out, expected):
+    """--resume ends the run as if nothing had happened."""
+    assert runs(out, "none", "--resume")[0] == 0
+    same_results(out, expected)
+
+
 @needs_fork
 def test_dropout_is_part_of_what_must_be_repeated(unkilled):
     """Otherwise the tests below would pass for a run that forgets its random numbers."""
@@ -379,8 +385,7 @@ def test_asked_to_stop_a_run_ends_its_step_saves_and_says_how_to_go_on(runs, unk
     assert status == 1 and "after 3 steps" in said[-1] and "--resume goes on from step 3" in said[-1], said
     assert not any("Traceback" in line for line in said) and not (out / "weights.pt").exists()
     assert last(out)["step"] == 3, "what has been learned is saved"
-    assert runs(out, "none", "--resume")[0] == 0
-    same_results(out, unkilled)
+    goes_on(runs, out, unkilled)
 
 
 @needs_fork
@@ -390,8 +395,7 @@ def test_a_second_ctrl_c_leaves_at_once(runs, unkilled, tmp_path):
     assert status == 130 and "stopped at once" in said[-1] and not any("Traceback" in line for line in said), said
     assert last(out)["step"] == 2, "the step was not ended, and nothing was saved"
     assert runs(out, "Ctrl-C before the run", "--resume")[0] == 130, "before the first step there is nothing to end"
-    assert runs(out, "none", "--resume")[0] == 0
-    same_results(out, unkilled)
+    goes_on(runs, out, unkilled)
 
 
 # --- A full disk ---
@@ -407,8 +411,7 @@ def test_a_real_full_disk_loses_nothing_that_was_saved(runs, unkilled, tmp_path)
     assert not any("Traceback" in line for line in said)
     assert [p.name for p in train.checkpoints(out)] == ["checkpoint-0000002.pt"], "the last good one stays"
     assert not list(out.glob("*.tmp")), "half of a file would fill the disk for nothing"
-    assert runs(out, "none", "--resume")[0] == 0
-    same_results(out, unkilled)
+    goes_on(runs, out, unkilled)
 
 
 class Full(io.RawIOBase):
