@@ -184,11 +184,12 @@ class BytePairs:
 
     def piece_ids(self, piece, start):
         """A piece as a tuple of ids; start(piece) is the tuple of the alphabet's ids to begin with."""
-        if piece not in self.cache:
+        ids = self.cache.get(piece)
+        if ids is None:
             if len(self.cache) >= 50_000:                   # the web never runs out of new words
                 self.cache.clear()
-            self.cache[piece] = self.merge_all(start(piece))
-        return self.cache[piece]
+            ids = self.cache[piece] = self.merge_all(start(piece))
+        return ids
 
     def decode(self, ids):
         """The text that ids stand for; IndexError for an id the vocabulary lacks.
@@ -286,6 +287,11 @@ def word_ids(piece):
     """byte_ids for CLIP: the last byte ends a word, which is 256 ids further on."""
     *first, last = byte_ids(piece)
     return (*first, last + 256)
+
+
+def load_tokenizer(saved):
+    """The tokenizer of a weight file (03), out of the merges that it holds: CLIP's, or one like GPT-2's."""
+    return (CLIPTokenizer if saved.get("vocabulary") == "clip" else BPETokenizer)(saved["tokenizer"])
 
 
 # --- The little language ---
@@ -427,6 +433,11 @@ class Scene:
 TRAINING_PAIRS = [(color, noun) for noun in NOUNS for color in COLORS if (color, noun) not in HELD_OUT]
 EASY_PAIRS = [(color, noun) for color, noun in TRAINING_PAIRS if noun in EASY_NOUNS]
 HELD_OUT_PAIRS = sorted(HELD_OUT)                           # a set's own order changes from run to run
+
+
+def seeded_rng(*names):
+    """A random.Random that depends on these names alone: the same names, the same numbers, on any machine."""
+    return random.Random(" ".join(map(str, names)))
 
 
 def random_thing(rng, pairs):

@@ -97,7 +97,7 @@ def split_heads(x, heads):
     return x.chunk(3, dim=-1)
 
 
-def join_heads(x):
+def merge_heads(x):
     """[B, h, N, d] -> [B, N, h·d]."""
     return x.transpose(1, 2).flatten(2)
 
@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
     def forward(self, x):
         """[B, K, D] -> [B, K, D]"""
         q, k, v = split_heads(self.qkv(x), self.heads)
-        return self.out(join_heads(attention(q, k, v, causal=self.causal)))
+        return self.out(merge_heads(attention(q, k, v, causal=self.causal)))
 
 
 # --- The Transformer ---------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def first_weights(module, layers):
+def init_weights(module, layers):
     """The first weights of blocks `layers` deep, for `Module.apply`. A linear layer keeps the size of what it is
     given (variance 1/inputs); those that write into the residual stream start smaller the more there are (as in
     GPT-2)."""
@@ -208,7 +208,7 @@ class TextEncoder(nn.Module):
         self.padding = nn.Parameter(torch.empty(config.context, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.apply(lambda module: first_weights(module, config.layers))
+        self.apply(lambda module: init_weights(module, config.layers))
         # A word starts louder than its place; the released code leaves the last two unset.
         for table, std in (self.tokens.weight, 0.3), (self.positions, 0.02), (self.padding, 0.02):
             nn.init.normal_(table, std=std)
@@ -233,6 +233,15 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+
+def encode(texts, words, context, device="cpu"):
+    """Captions as an encoder takes them: {"tokens": [B, K] long, "mask": [B, K] bool}, cut or padded to K = context.
+
+    texts  a list of strings;  words  a BPETokenizer (01)
+    """
+    ids, masks = zip(*(words.pad(words.encode(text), context) for text in texts))
+    return {"tokens": torch.tensor(ids, device=device), "mask": torch.tensor(masks, device=device)}
 
 
 # --- The demonstration -------------------------------------------------------------------------------
@@ -265,8 +274,7 @@ def course_encoder(path):
 
 def inputs(encoder, words, caption):
     """A caption as the encoder takes it: tokens [1, K] and mask [1, K]."""
-    ids, mask = words.pad(words.encode(caption), encoder.config.context)
-    return torch.tensor([ids]), torch.tensor([mask])
+    return encode([caption], words, encoder.config.context).values()
 
 
 def stages(encoder, tokens, mask):

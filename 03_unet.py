@@ -28,7 +28,6 @@ arXiv 1505.04597; sinusoids: Vaswani et al. 2017, arXiv 1706.03762 (section 3.5)
                                 fresh network answers zero, the way down and up, what `prepare` saves;
                                 outputs/03_unet.png: the waves, and the released network as bars
 """
-import hashlib
 import math
 import os
 import time
@@ -64,6 +63,7 @@ class UNetConfig:
     out_channels: int = 6                            # noise and variance of a picture of three channels
     head_channels: int = 64
     dropout: float = 0.1
+    groups: int = 32                                 # of every group norm; channels must be divisible by it
     text: TextConfig = field(default_factory=TextConfig)
 
 
@@ -96,13 +96,13 @@ def timestep_embedding(t, dim):
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def norm(channels):
-    """Group norm over 32 groups: a picture's statistics do not depend on its neighbours in the batch.
+def norm(channels, groups):
+    """Group norm: a picture's statistics do not depend on its neighbours in the batch.
 
     They must not: in sampling a batch may be one picture, or hold the same one twice (guidance, 05). Each group's mean
-    and spread are taken over all its places, so channels must be divisible by 32.
+    and spread are taken over all its places, so channels must be divisible by the number of groups.
     """
-    return nn.GroupNorm(32, channels, eps=1e-5)
+    return nn.GroupNorm(groups, channels, eps=1e-5)
 
 
 def zero(layer):
@@ -121,20 +121,20 @@ class ResBlock(nn.Module):
     """Two convolutions beside the identity, told the time and the caption between them.
 
     resample "down" or "up" halves or doubles the picture inside the block, the identity too (BigGAN's way).
-    emb is the width of the vector that steers, four times the network's channels; inside and outside are
+    emb is the width of the vector that steers, four times the network's channels; in_channels and out_channels are
     channels. Where they differ, a 1×1 convolution stands in for the identity.
     """
 
-    def __init__(self, inside, outside, emb, *, dropout=0.0, resample=None):
+    def __init__(self, in_channels, out_channels, emb, *, groups=32, dropout=0.0, resample=None):
         super().__init__()
         self.resample = resample
-        self.norm1 = norm(inside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, padding=1)
-        self.scale_shift = nn.Linear(emb, 2 * outside)
-        self.norm2 = norm(outside)
+        self.norm1 = norm(in_channels, groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(emb, 2 * out_channels)
+        self.norm2 = norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(outside, outside, 3, padding=1))
-        self.skip = nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1)
+        self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def _resize(self, x):
         """[B, C, H, W] -> [B, C, H/2, W/2], [B, C, 2H, 2W] or x itself. Nothing is learned in it."""
@@ -161,39 +161,39 @@ class TextAttention(nn.Module):
     in with every layer, tell a place where it is. The caption needs no mask here: padding has learned vectors (02).
     """
 
-    def __init__(self, channels, head_channels, text_width):
+    def __init__(self, channels, head_channels, text_width, groups=32):
         super().__init__()
         self.heads = channels // head_channels
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.text_kv = nn.Linear(text_width, 2 * channels)   # this layer's own view of the caption
         self.out = zero(nn.Linear(channels, channels))
 
-    def read(self, text):
+    def project_text(self, text):
         """text [B, K, D] -> keys and values, each [B, h, K, d]: the same at every step of a drawing."""
         return self.text_kv(text).unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(2, dim=-1)
 
     def forward(self, x, text_kv):
-        """x [B, C, H, W], text_kv from `read` -> [B, C, H, W]"""
+        """x [B, C, H, W], text_kv from `project_text` -> [B, C, H, W]"""
         places = self.norm(x).flatten(2).transpose(1, 2)                     # [B, H·W, C]
         q, k, v = transformer.split_heads(self.qkv(places), self.heads)      # [B, h, H·W, d]
         # No queries for the caption: the words are looked at and look at nothing here. One softmax runs over
         # words and places together, so a place divides its attention between them.
         k, v = (torch.cat(both, dim=2) for both in zip(text_kv, (k, v)))     # [B, h, K + H·W, d]
-        seen = self.out(transformer.join_heads(transformer.attention(q, k, v)))
+        seen = self.out(transformer.merge_heads(transformer.attention(q, k, v)))
         return x + seen.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class Step(nn.Module):
+class ResAttnBlock(nn.Module):
     """A residual block and, at the coarse levels, attention after it. One step of the way down leaves one skip."""
 
     def __init__(self, block, attention=None):
         super().__init__()
-        self.block, self.attention = block, attention
+        self.res, self.attention = block, attention
 
     def forward(self, h, emb, text_kv):
         """text_kv is an iterator: every attention layer takes the next pair of keys and values."""
-        h = self.block(h, emb)
+        h = self.res(h, emb)
         return self.attention(h, next(text_kv)) if self.attention else h
 
 
@@ -205,7 +205,7 @@ class Level(nn.Module):
 
     def __init__(self, steps, resample):
         super().__init__()
-        self.steps, self.resample = nn.ModuleList(steps), resample
+        self.blocks, self.resample = nn.ModuleList(steps), resample
 
 
 # --- The U-Net ---------------------------------------------------------------------------------------
@@ -226,21 +226,21 @@ class UNet(nn.Module):
         self.text = transformer.TextEncoder(c.text)
         self.pool = nn.Linear(c.text.width, emb)      # the caption's last vector joins the timestep
         self.time = nn.Sequential(nn.Linear(c.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.enter = nn.Conv2d(c.in_channels, width, 3, padding=1)
+        self.input_conv = nn.Conv2d(c.in_channels, width, 3, padding=1)
 
-        def block(inside, outside, resample=None):
-            return ResBlock(inside, outside, emb, dropout=c.dropout, resample=resample)
+        def block(in_channels, out_channels, resample=None):
+            return ResBlock(in_channels, out_channels, emb, groups=c.groups, dropout=c.dropout, resample=resample)
 
-        def step(inside, outside, attend):
-            return Step(block(inside, outside),
-                        TextAttention(outside, c.head_channels, c.text.width) if attend else None)
+        def step(in_channels, out_channels, attend):
+            attention = TextAttention(out_channels, c.head_channels, c.text.width, c.groups) if attend else None
+            return ResAttnBlock(block(in_channels, out_channels), attention)
 
         # `skips` holds the widths of what the way down will leave behind: the way up takes them off again,
         # last one first, and so knows how wide its inputs are. `forward` does the same with the pictures.
         self.down, skips, deepest = nn.ModuleList(), [width], len(c.multipliers) - 1
         for i, multiplier in enumerate(c.multipliers):
-            inside, width = width, multiplier * c.channels
-            widths = [inside] + [width] * (c.blocks - 1)
+            in_channels, width = width, multiplier * c.channels
+            widths = [in_channels] + [width] * (c.blocks - 1)
             steps = [step(w, width, i in c.attention_levels) for w in widths]
             self.down.append(Level(steps, block(width, width, "down") if i < deepest else None))
             skips += [width] * (c.blocks + (i < deepest))
@@ -252,12 +252,12 @@ class UNet(nn.Module):
         # first convolution, or the halving above), the others from its steps.
         self.up = nn.ModuleList()
         for i, multiplier in reversed(list(enumerate(c.multipliers))):
-            inside, width = width, multiplier * c.channels
-            widths = [inside] + [width] * c.blocks   # one step more than going down: the halving's skip
+            in_channels, width = width, multiplier * c.channels
+            widths = [in_channels] + [width] * c.blocks   # one step more than going down: the halving's skip
             steps = [step(w + skips.pop(), width, i in c.attention_levels) for w in widths]
             self.up.append(Level(steps, block(width, width, "up") if i else None))
 
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), zero(nn.Conv2d(width, c.out_channels, 3, padding=1)))
+        self.output = nn.Sequential(norm(width, c.groups), nn.SiLU(), zero(nn.Conv2d(width, c.out_channels, 3, padding=1)))
 
     def prepare(self, tokens, mask):
         """What depends on the caption alone, computed once for a whole drawing.
@@ -269,7 +269,7 @@ class UNet(nn.Module):
         # 149 would do the same sums again. `forward` hands the pairs out in the order of `layers`.
         text = self.text(tokens, mask)                                         # [B, K, D]
         layers = [m for m in self.modules() if isinstance(m, TextAttention)]   # as registered: down, middle, up
-        return {"pooled": self.pool(text[:, -1]), "text_kv": [layer.read(text) for layer in layers]}
+        return {"pooled": self.pool(text[:, -1]), "text_kv": [layer.project_text(text) for layer in layers]}
 
     def forward(self, x, t, *, tokens=None, mask=None, pooled=None, text_kv=None):
         """Guess the noise in x.
@@ -288,10 +288,10 @@ class UNet(nn.Module):
 
         # Down: every state is kept. Up: each is put beside what comes from below, channels after channels.
         # The coarse path knows what the picture shows; the skips still know where, to the pixel.
-        h = self.enter(x.to(self.enter.weight.dtype))   # a network may have been turned to 16 bits (09) …
+        h = self.input_conv(x.to(self.input_conv.weight.dtype))   # a network may have been turned to 16 bits (09) …
         skips = [h]
         for level in self.down:
-            for step in level.steps:
+            for step in level.blocks:
                 h = step(h, emb, text_kv)
                 skips.append(h)
             if level.resample:
@@ -300,134 +300,109 @@ class UNet(nn.Module):
         for step in self.middle:
             h = step(h, emb, text_kv)
         for level in self.up:
-            for step in level.steps:
+            for step in level.blocks:
                 h = step(torch.cat([h, skips.pop()], dim=1), emb, text_kv)
             if level.resample:
                 h = level.resample(h, emb)
-        return self.leave(h.float()).float()            # … its last layer never: it writes the answer
+        return self.output(h.float()).float()            # … its last layer never: it writes the answer
 
     @classmethod
     def load(cls, path):
-        """The U-Net of a weight file, in eval mode and float32. Raises as `read_weights`."""
-        return cls.out_of(read_weights(path), path)
+        """The U-Net of a weight file, in eval mode and float32. Raises as `read_weights` does."""
+        return cls.from_saved(read_weights(path), path)
 
     @classmethod
-    def out_of(cls, saved, path):
-        """The same, of what `read_weights` has read from path."""
-        # The file holds its own config, so nobody has to remember the sizes a model was trained with.
-        try:
-            model = cls(UNetConfig(**{**saved["config"], "text": TextConfig(**saved["config"]["text"])}))
-            model.load_state_dict(saved["weights"])
-        except (KeyError, TypeError, RuntimeError) as e:
-            raise ValueError(f"{path} does not hold a U-Net of this course ({type(e).__name__})") from None
-        return model.eval()
+    def from_saved(cls, saved, path):
+        """The same, from what `read_weights` returned for path."""
+        return load_model(lambda config: cls(config_from(UNetConfig, config)), saved, path)
 
 
 # --- Weight files ------------------------------------------------------------------------------------
 
-# A file that tells its own story: beside the weights stand their sizes, and what 08 knows of their making. It is read
-# with weights_only=True, which takes tensors and plain values and refuses anything that would run code: a weight file
-# comes from strangers more often than a program does.
+# A weight file tells its own story: next to the weights it holds the sizes of the network and what 08 knows about its
+# making. It is read with weights_only=True, which accepts tensors and plain values and refuses anything that would run
+# code: a weight file comes from strangers more often than a program does.
 
-def save_weights(path, model, *, beside=None, **facts):
-    """Write a model's weights, in 16 bits, with its config and whatever else must be known to use them.
+def save_weights(path, model, **metadata):
+    """Write a model's weights in 16 bits, with its config and everything else that is needed to use them.
 
-    facts are plain values: 08 puts the schedule, the picture's size, the merges of the tokenizer and its command here.
-    beside is a whole weight file in the same folder: what it holds to the last bit is left out, see `read_weights`.
-
-    Whoever looks sees the old file or the new one, never half of one.
+    metadata  plain values: 08 stores the schedule, the image size, the tokenizer's merges and its own command here
     """
-    # 16 bits halve the file. They keep 11 binary digits of a weight, far more than a drawing shows.
+    # 16 bits halve the file. They keep 11 binary digits of each weight, far more than a picture shows.
     weights = {key: value.detach().cpu().half() if value.is_floating_point() else value.cpu()
                for key, value in model.state_dict().items()}
-    if beside is not None:
-        facts["beside"] = in_common(weights, beside)
-        weights = {name: weights[name] for name in weights.keys() - set(facts["beside"]["names"])}
-    with whole_file(path) as partial:
-        torch.save({"config": asdict(model.config), "weights": weights, **facts}, partial)
+    with atomic_write(path) as partial:
+        torch.save({"config": asdict(model.config), "weights": weights, **metadata}, partial)
 
 
 @contextmanager
-def whole_file(path):
-    """A temporary name to write under; what is there in the end takes `path`'s place, unless something went wrong.
+def atomic_write(path):
+    """Yields a temporary path to write to, which takes `path`'s place at the end, unless something went wrong.
 
-    On the disk, not in a cache, before it is renamed: a power cut too leaves the old file or the new one.
+    A reader sees the old file or the new one, never half of one. The new file is on the disk, not only in a cache,
+    before it is renamed: that holds after a power cut too. Raises OSError if the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except RuntimeError as e:    # torch.save's word for a disk that is full
+    except RuntimeError as e:    # how torch.save reports a full disk
         raise OSError(f"{path} could not be written; is the disk full? ({type(e).__name__})") from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 def read_weights(path):
-    """What `save_weights` wrote: a dictionary with config, weights (float32) and facts.
+    """What `save_weights` wrote: a dictionary of config, weights and metadata.
 
-    A file that was written beside another takes from there what both have in common. That other is found by its name
-    alone, in the same folder, and must be whole itself.
-
-    Raises FileNotFoundError, or ValueError for a file that is cut short or holds something else.
+    The weights stay on the disk until they are used (mmap), so reading a config costs nothing.
+    Raises FileNotFoundError, or ValueError with one line that says what the file is instead.
     """
     path = Path(path)
-    saved = read_file(path)
-    if "beside" in saved:
-        saved["weights"] |= borrowed(path, saved.pop("beside"))
-    return {**saved, "weights": {key: value.float() if value.is_floating_point() else value
-                                 for key, value in saved["weights"].items()}}
-
-
-def read_file(path):
-    """What one file holds, as it stands there. Raises as `read_weights`."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a weight file was expected")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(value, torch.Tensor) for value in saved["weights"].values()):
-            raise TypeError("weights are tensors")
-        return saved
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as e:   # torch.load fails in many ways on bytes that are not its own
         raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None
+    if isinstance(saved, dict) and isinstance(saved.get("config"), dict) and isinstance(saved.get("weights"), dict):
+        return saved
+    raise ValueError(f"{path} {what_it_is(saved)}")
 
 
-# A model that was fine-tuned with most of it frozen is mostly the model that it was. To say so instead of saying it all
-# again makes the file as small as what was learned. The price: two files belong together from now on. Should the other
-# one be trained further, a part of this one would change with it, and it would draw nonsense without a word. Hence the
-# fingerprint.
-def in_common(weights, path):
-    """What of these weights the file at path holds, too: its name, the tensors' names and their fingerprint."""
-    theirs = read_file(Path(path))["weights"]
-    names = [name for name in weights if name in theirs and torch.equal(weights[name], theirs[name])]
-    return {"file": Path(path).name, "names": names, "fingerprint": fingerprint(theirs, names)}
+def what_it_is(saved):
+    """The end of a sentence about a file that torch can read and that is not one of our weight files."""
+    keys = {str(key) for key in saved} if isinstance(saved, dict) else set()
+    if "optimizer" in keys:
+        return "is a checkpoint of a training run; its weights are in weights.pt in the same folder"
+    if keys & {"input_blocks.0.0.weight", "blocks.input.w_t", "blocks.input.w_voc"}:
+        return "is a file as OpenAI released it: python lessons/12_released.py convert makes weight files of those"
+    if keys and all(isinstance(value, torch.Tensor) for value in saved.values()):
+        return "holds bare weights, without the sizes and the tokenizer that belong to them; `save_weights` adds those"
+    return "is a torch file, but not one of our weight files"
 
 
-def fingerprint(weights, names):
-    """The SHA-256 of some tensors, in 16 bits each number, and of their names."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{name} {list(weights[name].shape)}".encode() + weights[name].numpy().tobytes())
-    return digest.hexdigest()
+def config_from(cls, values):
+    """A UNetConfig or CLIPConfig (05) from the dictionary that a weight file holds."""
+    return cls(**{**values, "text": TextConfig(**values["text"])})
 
 
-def borrowed(path, beside):
-    """The tensors that the file at path has in common with the one beside it. Raises as `read_weights`."""
+def load_model(build, saved, path):
+    """The network build(config) with a file's weights, in float32 and eval mode. ValueError if they do not fit."""
     try:
-        other = path.with_name(Path(beside["file"]).name)       # a name and no path: no file leads out of its folder
-        names, expected = dict.fromkeys(beside["names"]), beside["fingerprint"]
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path} is not one of our weight files, or is damaged ({type(e).__name__})") from None
-    if not other.is_file():
-        raise FileNotFoundError(f"{path} holds only what was learned beyond {other.name}, which must lie beside it")
-    theirs = read_file(other)["weights"]     # it must hold all of them itself: nothing is borrowed twice
-    if not theirs.keys() >= names.keys() or fingerprint(theirs, names) != expected:
-        raise ValueError(f"{path} was made for another {other.name} than the one beside it: bring both from one place")
-    return {name: theirs[name] for name in names}
+        with torch.device("meta"):       # no weights are made only to be replaced
+            model = build(saved["config"])
+        weights = {key: value.float() if value.is_floating_point() else value for key, value in saved["weights"].items()}
+        model.load_state_dict(weights, assign=True)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f"{path} does not hold what was expected here ({type(e).__name__})") from None
+    return model.eval()
 
 
 # --- The demonstration -------------------------------------------------------------------------------
@@ -458,8 +433,8 @@ def show_sizes():
         counted = [parameters(network.middle), parameters(network.text)]
         for i, channels, attends, down, up in levels(network):
             counted.append(parameters(down) + parameters(up))
-            print(f"   {name:<9} {side >> i:>2}×{side >> i:<2}  {channels:>5,} channels   {len(down.steps)} +"
-                  f" {len(up.steps)} blocks  {'attention' * attends:<9} {counted[-1]:>13,} parameters")
+            print(f"   {name:<9} {side >> i:>2}×{side >> i:<2}  {channels:>5,} channels   {len(down.blocks)} +"
+                  f" {len(up.blocks)} blocks  {'attention' * attends:<9} {counted[-1]:>13,} parameters")
         total = parameters(network)
         print(f"             middle {counted[0]:,}, text {counted[1]:,}, the rest {total - sum(counted):,}\n"
               f"             in all {total:,}; its upsampler {parameters(on_meta(name + '-upsampler')):,}")
@@ -495,7 +470,7 @@ def show_shapes(network, x, t, cond):
     for p in network.parameters():               # zeros would hide every mistake in the wiring
         nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
     names = {part: name for name, part in network.named_modules()
-             if isinstance(part, Step) or name.endswith("resample")}
+             if isinstance(part, ResAttnBlock) or name.endswith("resample")}
     words, before = cond["tokens"].shape[1], [network.config.channels]
 
     def tell(part, given, out):
@@ -551,11 +526,11 @@ def draw_levels(axes, name):
         for sign, level in zip((-1, 1), ways):
             axes.barh(-i, sign * width, math.log2(side) / 9, left=sign * gap, color=color)
             axes.text(sign * (gap + width / 2), -i, channels, ha="center", va="center", color="w", size=15)
-            note = f"{len(level.steps)} blocks\n{parameters(level) / 1e6:.1f} M"
+            note = f"{len(level.blocks)} blocks\n{parameters(level) / 1e6:.1f} M"
             axes.text(sign * (gap + width + 0.5), -i, note, ha="center", va="center", size=13)
         axes.annotate("", (gap, -i), (-gap, -i), arrowprops={"arrowstyle": "-|>", "lw": 1.5})
         axes.text(0, 0.07 - i, f"{side}×{side}", ha="center", size=16, weight="bold")
-        axes.text(0, -0.07 - i, f"{len(level.steps)} skips", ha="center", va="top", size=13)
+        axes.text(0, -0.07 - i, f"{len(level.blocks)} skips", ha="center", va="top", size=13)
     axes.barh(bottom, width, 0.33, left=-width / 2, color=color)
     axes.text(0, bottom, f"middle  {channels}", ha="center", va="center", color="w", size=15)
     axes.set(xlim=(-5.3, 5.3), ylim=(bottom - 0.3, 0.85))

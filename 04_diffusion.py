@@ -53,13 +53,13 @@ class DiffusionConfig:
 
     schedule: str = "cosine"   # "cosine" or "linear"
     steps: int = 1000
-    predicts: str = "eps"      # "eps", as GLIDE does, or "v" (see `answers_eps`)
+    prediction_type: str = "eps"      # "eps", as GLIDE does, or "v" (see `to_eps`)
 
 
 # GLIDE's are "filtered", which was released, and "paper". The tiny ones, which learn on a laptop, differ in
 # one thing: v forgives a small network more than ε does.
 DIFFUSION = {
-    "tiny": DiffusionConfig(predicts="v"), "tiny-upsampler": DiffusionConfig("linear", predicts="v"),
+    "tiny": DiffusionConfig(prediction_type="v"), "tiny-upsampler": DiffusionConfig("linear", prediction_type="v"),
     "filtered": DiffusionConfig(), "filtered-upsampler": DiffusionConfig("linear"),
     "paper": DiffusionConfig(), "paper-upsampler": DiffusionConfig("linear")}
 
@@ -134,12 +134,17 @@ def _whole(text, spec):
 # nobody can compute, for it asks which pictures are likely. But q(x_{t-1} | x_t, x_0) is a plain Gaussian,
 # its mean a mixture of x_t and x_0. So a guess at the noise, which is a guess at x_0, is all a step needs.
 
-class Step(NamedTuple):
+class GaussianStep(NamedTuple):
     """What a look at x_t says about x_{t-1}: a Gaussian, and the picture it heads for. Each [B, C, H, W]."""
 
     mean: torch.Tensor
     log_variance: torch.Tensor
     x0: torch.Tensor
+
+
+def seeded_generator(*names):
+    """A torch.Generator that depends on these names alone (01): the same names, the same noise."""
+    return torch.Generator().manual_seed(tokenizer.seeded_rng(*names).getrandbits(63))
 
 
 def gaussian(x, generator):
@@ -170,26 +175,26 @@ class Diffusion:
         alpha_bar = torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float64), dim=0)
         self.timesteps = list(range(len(alpha_bar))) if timesteps is None else sorted(set(timesteps))
         kept = torch.tensor(self.timesteps)
-        self.places = torch.full((len(alpha_bar),), -1)   # timestep -> its row in the tables below
-        self.places[kept] = torch.arange(len(kept))
+        self.rows = torch.full((len(alpha_bar),), -1)   # timestep -> its row in the tables below
+        self.rows[kept] = torch.arange(len(kept))
 
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         self.alpha_bar = alpha_bar[kept]
-        self.before = torch.cat([one, self.alpha_bar[:-1]])    # ᾱ one kept step nearer to the picture
-        self.after = torch.cat([self.alpha_bar[1:], zero])     # … and one nearer to pure noise
-        self.betas = 1 - self.alpha_bar / self.before          # with all steps kept, the ones that came in
+        self.alpha_bar_prev = torch.cat([one, self.alpha_bar[:-1]])    # ᾱ one kept step nearer to the picture
+        self.alpha_bar_next = torch.cat([self.alpha_bar[1:], zero])     # … and one nearer to pure noise
+        self.betas = 1 - self.alpha_bar / self.alpha_bar_prev          # with all steps kept, the ones that came in
         self.signal, self.noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         # The mean of x_{t-1} once x_0 and x_t are known is a mixture of the two, in these shares   [D eq. 7]:
         # √ᾱ_{t-1}·β_t/(1-ᾱ_t) of x_0, (1-ᾱ_{t-1})·√(1-β_t)/(1-ᾱ_t) of x_t
-        self.share_x0 = self.before.sqrt() * self.betas / (1 - self.alpha_bar)
-        self.share_xt = (1 - self.before) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
+        self.posterior_coef_x0 = self.alpha_bar_prev.sqrt() * self.betas / (1 - self.alpha_bar)
+        self.posterior_coef_xt = (1 - self.alpha_bar_prev) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
         # β̃_t = (1-ᾱ_{t-1})/(1-ᾱ_t)·β_t   [D eq. 7]. The first is 0, so its log is borrowed from the second.
-        self.posterior_variance = (1 - self.before) / (1 - self.alpha_bar) * self.betas
+        self.posterior_variance = (1 - self.alpha_bar_prev) / (1 - self.alpha_bar) * self.betas
         borrowed = torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]])
         self.log_posterior = borrowed.log() if len(kept) > 1 else self.betas.log()
 
     @classmethod
-    def of(cls, config, spec=None, strength=1.0):
+    def from_config(cls, config, spec=None, strength=1.0):
         """The process of a DiffusionConfig, whole or respaced. strength below 1 leaves out the noisy end: its walks
         begin at the kept timestep nearest to that share of the way, with a picture that was noised so far."""
         betas = {"cosine": cosine_betas, "linear": linear_betas}[config.schedule](config.steps)
@@ -197,37 +202,37 @@ class Diffusion:
         begin = min(kept, key=lambda t: abs(t - strength * (config.steps - 1)))
         return cls(betas, [t for t in kept if t <= begin])   # steps nearer to the picture do not ask where it began
 
-    def at(self, table, t, x):
+    def extract(self, table, t, x):
         """table[t] for every example, float32 and shaped to meet x: [B, 1, 1, 1].
 
         Tables are float64, and so is every sum made of them: in float32, 1 - ᾱ at the first steps would keep
-        only three digits.
+        only three digits. What is looked up is float32. The look-up happens where t is; samplers keep t on the CPU,
+        so that no GPU has to be waited for. Raises ValueError for a timestep that was not kept.
         """
-        place = self.places[t.cpu()]
-        if (place < 0).any():
-            stray = t[place.to(t.device) < 0][0].item()
-            raise ValueError(f"timestep {stray} is not among the {len(self.timesteps)} kept")
-        return table[place].to(x.device, torch.float32).view(-1, *[1] * (x.dim() - 1))
+        rows = self.rows.to(t.device)[t]
+        if len(self.timesteps) < len(self.rows) and (rows < 0).any():
+            raise ValueError(f"timestep {t[rows < 0][0].item()} is not among the {len(self.timesteps)} kept")
+        return table.float().to(t.device)[rows].to(x.device).view(-1, *[1] * (x.dim() - 1))
 
     def q_sample(self, x0, t, noise):
         """Straight from the picture to step t. x0, noise [B, C, H, W], t [B] -> x_t [B, C, H, W]."""
         # x_t = √ᾱ_t·x_0 + √(1-ᾱ_t)·ε   [D eq. 4]: Gaussians add up, so t small steps are one large one
-        return self.at(self.signal, t, x0) * x0 + self.at(self.noise, t, x0) * noise
+        return self.extract(self.signal, t, x0) * x0 + self.extract(self.noise, t, x0) * noise
 
     def x0_from_eps(self, x_t, t, eps):
         """The same equation solved for the picture: x_0 = (x_t - √(1-ᾱ)·ε)/√ᾱ."""
-        return (x_t - self.at(self.noise, t, x_t) * eps) / self.at(self.signal, t, x_t)
+        return (x_t - self.extract(self.noise, t, x_t) * eps) / self.extract(self.signal, t, x_t)
 
     def eps_from_x0(self, x_t, t, x0):
         """… and for the noise: ε = (x_t - √ᾱ·x_0)/√(1-ᾱ)."""
-        return (x_t - self.at(self.signal, t, x_t) * x0) / self.at(self.noise, t, x_t)
+        return (x_t - self.extract(self.signal, t, x_t) * x0) / self.extract(self.noise, t, x_t)
 
     def posterior_mean(self, x0, x_t, t):
         """Where x_{t-1} lies on average, once x_0 and x_t are known [D eq. 7]."""
-        return self.at(self.share_x0, t, x_t) * x0 + self.at(self.share_xt, t, x_t) * x_t
+        return self.extract(self.posterior_coef_x0, t, x_t) * x0 + self.extract(self.posterior_coef_xt, t, x_t) * x_t
 
     def p_mean_variance(self, model_output, x_t, t, clip=True, x0_fn=None):
-        """The model's Gaussian for x_{t-1}. model_output [B, 2C, H, W] -> Step.
+        """The model's Gaussian for x_{t-1}. model_output [B, 2C, H, W] -> GaussianStep.
 
         x0_fn may change the predicted picture before it is clipped to [-1, 1] and the mean is taken.
         Clipping matters most at the noisy end: there √ᾱ is tiny, and a small error in ε is a huge one in x_0.
@@ -239,8 +244,8 @@ class Diffusion:
         # The true variance lies between β̃ (one picture is possible) and β (anything is); the network says
         # where: log σ² = v'·log β + (1-v')·log β̃, v' = (v+1)/2   [I eq. 15]
         share = (between + 1) / 2
-        high, low = self.at(self.betas.log(), t, x_t), self.at(self.log_posterior, t, x_t)
-        return Step(self.posterior_mean(x0, x_t, t), share * high + (1 - share) * low, x0)
+        high, low = self.extract(self.betas.log(), t, x_t), self.extract(self.log_posterior, t, x_t)
+        return GaussianStep(self.posterior_mean(x0, x_t, t), share * high + (1 - share) * low, x0)
 
     # --- Training ---
 
@@ -254,7 +259,7 @@ class Diffusion:
         output = model(x_t, t.to(x_t.device), **cond)
         eps, between = output.chunk(2, dim=1)
         simple = (eps - noise).square().flatten(1).mean(1)     # ‖ε - ε̂‖²   [D eq. 14]
-        simple = simple if weights is None else simple * self.at(weights, t, simple)
+        simple = simple if weights is None else simple * self.extract(weights, t, simple)
         # The bound trains the variance alone: through the mean its gradient is far noisier than L_simple's.
         # The expected L_t of one drawn t times T is the whole bound; 1/1000 keeps it from drowning L_simple.
         frozen = torch.cat([eps.detach(), between], dim=1)
@@ -267,7 +272,7 @@ class Diffusion:
         over all t, plus the little that x_T still knows, bounds the bits it takes to store a dimension.
         """
         p = self.p_mean_variance(model_output, x_t, t, clip=False)
-        mean, log_variance = self.posterior_mean(x0, x_t, t), self.at(self.log_posterior, t, x_t)
+        mean, log_variance = self.posterior_mean(x0, x_t, t), self.extract(self.log_posterior, t, x_t)
         # KL of two Gaussians: ½·(log σ_p²/σ_q² - 1 + σ_q²/σ_p² + (μ_q-μ_p)²/σ_p²)
         kl = 0.5 * (p.log_variance - log_variance - 1 + (log_variance - p.log_variance).exp()
                     + (mean - p.mean).square() * (-p.log_variance).exp())
@@ -276,43 +281,51 @@ class Diffusion:
         return nats.flatten(1).mean(1) / math.log(2)
 
     # --- Samplers: x_T [B, C, H, W] -> x_0. What they share:
-    #   x0_fn(x0)       changes each predicted picture before it is clipped
-    #   grad_fn(x, t)   ∇ log p(c | x_t), scaled: pulls the walk towards c (05)
-    #   step_fn(x, t)   changes each new x_{t-1}; t is the timestep just left
+    #   x0_fn(x0)       changes each predicted x_0 before it is clipped
+    #   grad_fn(x, t)   ∇ log p(c | x_t), scaled: pulls the trajectory towards c (05)
+    #   step_fn(x, t)   changes each new x_{t-1}; t [B] is the timestep just left
+    #   callback(t, x, x0)   is told of each step: the timestep just left, the new x_{t-1}, the predicted x_0
     #   generator       where random numbers come from
     #   **cond          for the denoiser, prepared once
 
-    def _descend(self, x):
-        """The kept timesteps from the noisy end to the picture, each as [B]."""
-        return [torch.full((len(x),), t, device=x.device) for t in reversed(self.timesteps)]
+    def reversed_timesteps(self, x):
+        """The kept timesteps from the noisy end to the picture, each as [B], on the CPU: see `extract`."""
+        return [torch.full((len(x),), t) for t in reversed(self.timesteps)]
 
-    def _aim(self, model, x, t, cond, x0_fn=None, grad_fn=None):
+    def after_step(self, x, t, x0, step_fn, callback):
+        """The new x_{t-1} as the two functions of a caller want it: changed by the one, shown to the other."""
+        x = x if step_fn is None else step_fn(x, t)
+        if callback is not None:
+            callback(t, x, x0)
+        return x
+
+    def predict(self, model, x, t, cond, x0_fn=None, grad_fn=None):
         """Where a step without fresh noise heads: the predicted x0 and ε, shifted by the gradient if there is one."""
-        x0 = self.p_mean_variance(model(x, t, **cond), x, t, x0_fn=x0_fn).x0
+        x0 = self.p_mean_variance(model(x, t.to(x.device), **cond), x, t, x0_fn=x0_fn).x0
         eps = self.eps_from_x0(x, t, x0)     # the noise that fits the clipped picture
         if grad_fn is not None:
             # ε̂ = ε - √(1-ᾱ)·∇ log p(c | x_t): the score shifted [A alg. 2]; not clipped again
-            eps = eps - self.at(self.noise, t, x) * grad_fn(x, t)
+            eps = eps - self.extract(self.noise, t, x) * grad_fn(x, t.to(x.device))
             x0 = self.x0_from_eps(x, t, eps)
         return x0, eps
 
     @torch.no_grad()
-    def ddpm_sample(self, model, x_T, *, x0_fn=None, grad_fn=None, step_fn=None, generator=None, **cond):
+    def ddpm_sample(self, model, x_T, *, x0_fn=None, grad_fn=None, step_fn=None, callback=None, generator=None,
+                    **cond):
         """Ancestral sampling [D alg. 2]: each x_{t-1} is drawn from the model's Gaussian."""
         x, cond = x_T, prepare(model, **cond)
-        for t in self._descend(x_T):
-            p = self.p_mean_variance(model(x, t, **cond), x, t, x0_fn=x0_fn)
+        for t in self.reversed_timesteps(x_T):
+            p = self.p_mean_variance(model(x, t.to(x.device), **cond), x, t, x0_fn=x0_fn)
             # μ̂ = μ + Σ·∇ log p(c | x_t)   [A alg. 1]
-            mean = p.mean if grad_fn is None else p.mean + p.log_variance.exp() * grad_fn(x, t)
+            mean = p.mean if grad_fn is None else p.mean + p.log_variance.exp() * grad_fn(x, t.to(x.device))
             noise = gaussian(x, generator) if t[0] > self.timesteps[0] else 0   # the last step adds none
             # x_{t-1} = μ + σ·z   [D alg. 2, line 4]
-            x = mean + (0.5 * p.log_variance).exp() * noise
-            x = x if step_fn is None else step_fn(x, t)
+            x = self.after_step(mean + (0.5 * p.log_variance).exp() * noise, t, p.x0, step_fn, callback)
         return x
 
     @torch.no_grad()
-    def ddim_sample(self, model, x_T, *, eta=0.0, x0_fn=None, grad_fn=None, step_fn=None, generator=None,
-                    **cond):
+    def ddim_sample(self, model, x_T, *, eta=0.0, x0_fn=None, grad_fn=None, step_fn=None, callback=None,
+                    generator=None, **cond):
         """DDIM [S eq. 12]: aim at the predicted picture, go there as far as step t-1 allows, and put the
         *same* noise back. With eta 0 nothing is drawn: x_T alone decides the picture.
 
@@ -320,19 +333,20 @@ class Diffusion:
         250 short ones; fresh noise would have to be taken away again by the steps that are still to come.
         """
         x, cond = x_T, prepare(model, **cond)
-        for t in self._descend(x_T):
-            x0, eps = self._aim(model, x, t, cond, x0_fn, grad_fn)
+        for t in self.reversed_timesteps(x_T):
+            x0, eps = self.predict(model, x, t, cond, x0_fn, grad_fn)
             sigma = eta * self.posterior_variance.sqrt()   # [S eq. 16]: eta 1 has the ancestral β̃
             # x_{t-1} = √ᾱ_{t-1}·x̂_0 + √(1-ᾱ_{t-1}-σ²)·ε̂ + σ·z   [S eq. 12]
-            x = self.at(self.before.sqrt(), t, x) * x0 \
-                + self.at((1 - self.before - sigma ** 2).clamp(min=0).sqrt(), t, x) * eps
+            x = self.extract(self.alpha_bar_prev.sqrt(), t, x) * x0 \
+                + self.extract((1 - self.alpha_bar_prev - sigma ** 2).clamp(min=0).sqrt(), t, x) * eps
             if eta:
-                x = x + self.at(sigma, t, x) * gaussian(x, generator)   # σ is 0 at the last step
-            x = x if step_fn is None else step_fn(x, t)
+                x = x + self.extract(sigma, t, x) * gaussian(x, generator)   # σ is 0 at the last step
+            x = self.after_step(x, t, x0, step_fn, callback)
         return x
 
     @torch.no_grad()
-    def dpm_sample(self, model, x_T, *, x0_fn=None, grad_fn=None, step_fn=None, generator=None, **cond):
+    def dpm_sample(self, model, x_T, *, x0_fn=None, grad_fn=None, step_fn=None, callback=None, generator=None,
+                   **cond):
         """DPM-Solver++(2M) [L alg. 2]: DDIM's step, aimed not at x̂_0 but at what x̂_0 is about to become.
 
         DDIM keeps its aim for a whole step, while the best aim moves. Here the last two predictions are
@@ -348,14 +362,14 @@ class Diffusion:
         extend = (h / (2 * torch.cat([h[1:], infinite]))).clamp(max=0.5)   # 0 at the first: there is no line yet
         extend[0] = 0                                                      # the last ends at x̂_0 itself
         x, last, cond = x_T, torch.zeros_like(x_T), prepare(model, **cond)
-        for t in self._descend(x_T):
-            x0, _ = self._aim(model, x, t, cond, x0_fn, grad_fn)
+        for t in self.reversed_timesteps(x_T):
+            x0, _ = self.predict(model, x, t, cond, x0_fn, grad_fn)
             # D = (1 + 1/(2r))·x̂_0 - 1/(2r)·x̂_0 of the step before   [L alg. 2]
-            aim = x0 + self.at(extend, t, x) * (x0 - last)
+            aim = x0 + self.extract(extend, t, x) * (x0 - last)
             # x_{t-1} = √(1-ᾱ_{t-1})/√(1-ᾱ_t)·x_t - √ᾱ_{t-1}·(e^(-h) - 1)·D   [L alg. 2]; DDIM if D is x̂_0
-            x = self.at(((1 - self.before) / (1 - self.alpha_bar)).sqrt(), t, x) * x \
-                - self.at(self.before.sqrt() * torch.expm1(-h), t, x) * aim
-            x, last = x if step_fn is None else step_fn(x, t), x0
+            x = self.extract(((1 - self.alpha_bar_prev) / (1 - self.alpha_bar)).sqrt(), t, x) * x \
+                - self.extract(self.alpha_bar_prev.sqrt() * torch.expm1(-h), t, x) * aim
+            x, last = self.after_step(x, t, x0, step_fn, callback), x0
         return x
 
     @torch.no_grad()
@@ -366,9 +380,9 @@ class Diffusion:
         steps grow small: ε̂ is taken where a step begins, and not where it ends.
         """
         x, cond = x0, prepare(model, **cond)
-        for t in reversed(self._descend(x0)):
-            guess, eps = self._aim(model, x, t, cond)
-            x = self.at(self.after.sqrt(), t, x) * guess + self.at((1 - self.after).sqrt(), t, x) * eps
+        for t in reversed(self.reversed_timesteps(x0)):
+            guess, eps = self.predict(model, x, t, cond)
+            x = self.extract(self.alpha_bar_next.sqrt(), t, x) * guess + self.extract((1 - self.alpha_bar_next).sqrt(), t, x) * eps
         return x
 
 
@@ -387,20 +401,20 @@ def log_likelihood_of_bytes(x0, mean, log_sigma):
     return mass.clamp(min=1e-12).log()
 
 
-def answers_eps(model, config):
-    """A denoiser out of a network that predicts what `config.predicts` says; for ε, the network as it is.
+def to_eps(model, config):
+    """A denoiser out of a network that predicts what `config.prediction_type` says; for ε, the network as it is.
 
     v = √ᾱ·ε - √(1-ᾱ)·x_0, so ε = √ᾱ·v + √(1-ᾱ)·x_t and x_0 = √ᾱ·x_t - √(1-ᾱ)·v   [V section 4, appendix D].
     In the plane of picture and noise x_t turns along a quarter of a circle; v points along the circle.
     An error in ε grows by √(1-ᾱ)/√ᾱ on its way to x_0, without bound at the noisy end; one in v never grows.
     """
-    if config.predicts == "eps":
+    if config.prediction_type == "eps":
         return model
-    process = Diffusion.of(config)
+    process = Diffusion.from_config(config)
 
     def denoiser(x, t, **cond):
         v, between = model(x, t, **cond).chunk(2, dim=1)
-        eps = process.at(process.signal, t, x) * v + process.at(process.noise, t, x) * x
+        eps = process.extract(process.signal, t, x) * v + process.extract(process.noise, t, x) * x
         return torch.cat([eps, between], dim=1)
 
     denoiser.prepare = lambda **cond: prepare(model, **cond)
@@ -425,7 +439,7 @@ class MixtureDenoiser:
 
     def __call__(self, x, t, tokens=None, mask=None):
         d, s2 = self.diffusion, self.std ** 2
-        signal, noise = d.at(d.signal, t, x), d.at(d.noise, t, x)
+        signal, noise = d.extract(d.signal, t, x), d.extract(d.noise, t, x)
         # x_t given component k is N(√ᾱ·μ_k, spread), spread = ᾱ·s² + 1-ᾱ
         spread = signal ** 2 * s2 + noise ** 2
         off = x[:, None] - signal[:, None] * self.means           # [B, M, C, H, W]
@@ -441,9 +455,9 @@ class MixtureDenoiser:
         centres = self.means + (signal * s2 / spread)[:, None] * off      # E[x_0 | x_t, k]
         middle = (share * centres).sum(1)
         variance = s2 * noise ** 2 / spread + (share * (centres - middle[:, None]).square()).sum(1)
-        low, high = d.at(d.log_posterior, t, x), d.at(d.betas.log(), t, x)
+        low, high = d.extract(d.log_posterior, t, x), d.extract(d.betas.log(), t, x)
         # σ² = β̃ + (share of x_0)²·Var(x_0 | x_t): what x_0 would leave open, and what is open about x_0
-        best = d.at(d.posterior_variance, t, x) + d.at(d.share_x0, t, x).square() * variance
+        best = d.extract(d.posterior_variance, t, x) + d.extract(d.posterior_coef_x0, t, x).square() * variance
         # … as the network would say it: [I eq. 15] solved for v
         return torch.cat([eps, 2 * (best.log() - low) / (high - low) - 1], dim=1)
 
@@ -469,7 +483,7 @@ SHARED = dict(small=(18, 21), large=(26, 29))
 
 
 @lru_cache(maxsize=None)
-def ink(noun):
+def glyph(noun):
     """A noun's glyph, drawn large and cropped to its ink: a grey picture, some 200 pixels high.
 
     A little bold: thin lines would be lost at 16 pixels.
@@ -484,9 +498,9 @@ def ink(noun):
 def coverage(noun, side, zoom=1):
     """How much of each pixel a glyph covers when its longer side is `side` pixels, each of them zoom × zoom: [h, w, 1],
     0 to 1."""
-    glyph = ink(noun)
-    w, h = (round(length * side / max(glyph.size)) * zoom for length in glyph.size)
-    return np.asarray(glyph.resize((w, h), Image.BOX), np.float32)[..., None] / 255   # BOX: the area's mean
+    shape = glyph(noun)
+    w, h = (round(length * side / max(shape.size)) * zoom for length in shape.size)
+    return np.asarray(shape.resize((w, h), Image.BOX), np.float32)[..., None] / 255   # BOX: the area's mean
 
 
 def cells(scene, rng):
@@ -551,7 +565,24 @@ def world_pictures(n, seed, difficulty="full", *, held_out=False, side=64):
     return draw_all(shown, rng, side), [scene.caption() for scene in said], shown
 
 
-def reduce(pictures, size):
+def to_bytes(x):
+    """[-1, 1] -> uint8 0 … 255, any shape: rounded, and what lies beyond ±1 clipped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def image_grid(images, *, columns=4, zoom=1, gap=2, color="white"):
+    """Images [n, 3, H, W], uint8 or float in [-1, 1], as one PIL image: row by row, each pixel zoom × zoom."""
+    images = images if images.dtype == torch.uint8 else to_bytes(images)
+    n, _, h, w = images.shape
+    columns, h, w = min(columns, n), h * zoom + gap, w * zoom + gap
+    page = Image.new("RGB", (columns * w - gap, math.ceil(n / columns) * h - gap), color)
+    for i, image in enumerate(images):
+        tile = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        page.paste(tile.resize((w - gap, h - gap), Image.NEAREST), (i % columns * w, i // columns * h))
+    return page
+
+
+def downsample(pictures, size):
     """uint8 [n, 3, side, side] -> float32 [n, 3, size, size] in [-1, 1]: each pixel the mean of a square.
 
     Reducing twice is reducing once, so the small picture of a pair is exactly what its large one reduces to.
@@ -597,7 +628,7 @@ def show_walks(denoiser, points):
     row("", ["mean x", "mean y", "std x", "std y", "astray"])
     row("the truth", [*points.mean(0), *points.std(0), 0])
     for spec in ("5", "25", "250"):
-        short = Diffusion.of(DiffusionConfig(), spec)
+        short = Diffusion.from_config(DiffusionConfig(), spec)
         for name, sampler in {"ancestral": short.ddpm_sample, "DPM++": short.dpm_sample,
                               "DDIM": short.ddim_sample}.items():
             walk = [torch.randn(2000, 2, 1, 1)]
@@ -643,7 +674,7 @@ def learn_to_draw(d, points, steps=1500):
         waves = unet.timestep_embedding(10 * x.flatten(), 32), unet.timestep_embedding(t / 10, 64)
         return net(torch.cat([wave.view(-1, 64) for wave in waves], dim=1))[..., None, None]
 
-    model, optimizer = answers_eps(network, DIFFUSION["tiny"]), torch.optim.Adam(net.parameters(), lr=5e-3)
+    model, optimizer = to_eps(network, DIFFUSION["tiny"]), torch.optim.Adam(net.parameters(), lr=5e-3)
     # Long steps first, short ones last: so a star of few seconds has arms
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.02, steps)
     for step in range(steps):
@@ -691,9 +722,9 @@ def save_picture(schedules, drowned, walk, points):
 def main():
     """The five sections and the picture."""
     torch.manual_seed(0)
-    schedules = {name: Diffusion.of(DiffusionConfig(name)) for name in ("cosine", "linear")}
+    schedules = {name: Diffusion.from_config(DiffusionConfig(name)) for name in ("cosine", "linear")}
     pictures, (caption,), _ = world_pictures(1, seed=127)
-    x0, noise = reduce(pictures, 64), torch.randn(1, 3, 64, 64)
+    x0, noise = downsample(pictures, 64), torch.randn(1, 3, 64, 64)
     print(f"{caption!r} drowns in noise: x_t = √ᾱ·x_0 + √(1-ᾱ)·ε. x_0 has σ = {x0.std():.4f}")
     drowned = {name: show_schedule(name, d, x0, noise) for name, d in schedules.items()}
     print("   By hand: β_250 = 0.0001 + 250·0.0199/999; r, correlation with x_0, is √ᾱ·σ/√(ᾱ·σ² + 1-ᾱ)")

@@ -133,9 +133,9 @@ class Tower(nn.Module):
                                     for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, embedding, bias=False)
-        self.apply(lambda module: transformer.first_weights(module, layers))
+        self.apply(lambda module: transformer.init_weights(module, layers))
 
-    def read(self, x, place):
+    def pool(self, x, place):
         """x [B, N, D], place [B]: which token to read -> [B, E], each row of length 1"""
         for block in self.blocks:
             x = block(x)
@@ -143,16 +143,16 @@ class Tower(nn.Module):
         return F.normalize(self.project(x), dim=-1)
 
 
-class PictureTower(Tower):
+class ImageEncoder(Tower):
     """A vision Transformer for noisy pictures. Squares of pixels are its tokens; before them stands a vector
     for the timestep, where an ordinary one has its "class" token, and that one is read at the end."""
 
     def __init__(self, config):
         super().__init__(config.width, config.layers, config.heads, config.embedding)
-        self.cut = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
+        self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.time = nn.Embedding(config.timesteps, config.width)
         self.positions = nn.Parameter(0.5 * torch.randn((config.size // config.patch) ** 2 + 1, config.width))
-        self.enter = nn.LayerNorm(config.width)
+        self.input_norm = nn.LayerNorm(config.width)
         # A place starts nearly as loud as what stands there. Were it much softer, the tower would see a bag of patches
         # and take hundreds of steps to find out where they lay.
         nn.init.normal_(self.time.weight, std=0.3)
@@ -161,12 +161,12 @@ class PictureTower(Tower):
         """x [B, 3, H, W] in [-1, 1], noised to step t [B] -> [B, E] unit vectors"""
         mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         pixels = ((x + 1) * 127.5 - mean) / std
-        patches = self.cut(pixels).flatten(2).transpose(1, 2)                  # [B, patches, D]
+        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)                  # [B, patches, D]
         x = torch.cat([self.time(t)[:, None], patches], dim=1) + self.positions
-        return self.read(self.enter(x), torch.zeros_like(t))
+        return self.pool(self.input_norm(x), torch.zeros_like(t))
 
 
-class CaptionTower(Tower):
+class CaptionEncoder(Tower):
     """A causal text Transformer: only its end token has seen the whole caption, so the end token is read."""
 
     def __init__(self, config):
@@ -179,7 +179,7 @@ class CaptionTower(Tower):
     def forward(self, tokens, lengths):
         """tokens [B, K], lengths [B]: how many count, the end token the last of them -> [B, E] unit vectors"""
         tokens = tokens[:, :lengths.max()]   # nobody looks to the right: the tower may stop where the longest caption does
-        return self.read(self.tokens(tokens) + self.positions[:tokens.shape[1]], lengths - 1)
+        return self.pool(self.tokens(tokens) + self.positions[:tokens.shape[1]], lengths - 1)
 
 
 class NoisedCLIP(nn.Module):
@@ -192,15 +192,15 @@ class NoisedCLIP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.picture, self.caption = PictureTower(config), CaptionTower(config)
+        self.image_encoder, self.caption_encoder = ImageEncoder(config), CaptionEncoder(config)
 
     def image(self, x, t):
         """x [B, 3, size, size] in [-1, 1] at step t [B] long, 0 … 999 -> [B, E], rows of length 1"""
-        return self.picture(x, t)
+        return self.image_encoder(x, t)
 
     def text(self, tokens, lengths):
         """tokens [B, K] long, lengths [B] long -> [B, E], rows of length 1"""
-        return self.caption(tokens, lengths)
+        return self.caption_encoder(tokens, lengths)
 
     def forward(self, x, t, tokens, lengths):
         """Pictures and captions at once, as training asks (08): `image` and `text` of them."""
@@ -209,17 +209,12 @@ class NoisedCLIP(nn.Module):
     @classmethod
     def load(cls, path):
         """The CLIP of a file that 08 wrote, in eval mode. Raises FileNotFoundError or ValueError, one line each."""
-        return cls.out_of(unet.read_weights(path), path)
+        return cls.from_saved(unet.read_weights(path), path)
 
     @classmethod
-    def out_of(cls, saved, path):
-        """The same, of what `read_weights` has read from path."""
-        try:
-            model = cls(CLIPConfig(**{**saved["config"], "text": transformer.TextConfig(**saved["config"]["text"])}))
-            model.load_state_dict(saved["weights"])
-        except (KeyError, TypeError, RuntimeError) as e:
-            raise ValueError(f"{path} does not hold a noised CLIP of this course ({type(e).__name__})") from None
-        return model.eval()
+    def from_saved(cls, saved, path):
+        """The same, from what `read_weights` returned for path."""
+        return unet.load_model(lambda config: cls(unet.config_from(CLIPConfig, config)), saved, path)
 
 
 def clip_guidance(clip, text_embedding, scale):
@@ -242,15 +237,8 @@ def clip_guidance(clip, text_embedding, scale):
 
 # --- Captions and weights for all that follows -----------------------------------------------------------
 
-# Two encoders of captions, since a U-Net's text encoder and CLIP's have different habits: the one takes a mask and
-# replaces padding by learned vectors, the other is causal and must be told where its end token stands. What they return
-# are keyword arguments, to be given on with ** by people who need not know which they are.
-def encode(texts, tok, context, device="cpu"):
-    """Captions as a denoiser takes them: tokens [B, K] and mask [B, K], cut or padded to K = context."""
-    ids, masks = zip(*(tok.pad(tok.encode(text), context) for text in texts))
-    return {"tokens": torch.tensor(ids, device=device), "mask": torch.tensor(masks, device=device)}
-
-
+# A noised CLIP reads captions otherwise than a U-Net does: it is causal, has no mask, and must be told where its end
+# token stands. What `encode` (02) and `encode_clip` return are keyword arguments, to be passed on with **.
 def encode_clip(texts, tok, context, device="cpu"):
     """Captions as a noised CLIP takes them: tokens [B, K], cut or padded to K = context, and lengths [B].
 
@@ -266,17 +254,17 @@ def encode_clip(texts, tok, context, device="cpu"):
     return {"tokens": torch.tensor(tokens, device=device), "lengths": torch.tensor(lengths, device=device)}
 
 
-def trained(name, wrap=lambda network: network):
+def load_pretrained(name, wrap=lambda network: network):
     """A small model that comes with the course: its denoiser, its DiffusionConfig, and captions -> conditioning.
 
     name  "base" or "upsampler", a file in lessons/weights; wrap gives the network its further inputs (07)
     """
     path = unet.WEIGHTS / f"{name}.pt"
     saved = unet.read_weights(path)
-    network = unet.UNet.out_of(saved, path)
-    process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.BPETokenizer(saved["tokenizer"])
-    return (diffusion.answers_eps(wrap(network), process), process,
-            lambda captions: encode(captions, tok, network.config.text.context))
+    network = unet.UNet.from_saved(saved, path)
+    process, tok = diffusion.DiffusionConfig(**saved["diffusion"]), tokenizer.load_tokenizer(saved)
+    return (diffusion.to_eps(wrap(network), process), process,
+            lambda captions: transformer.encode(captions, tok, network.config.text.context))
 
 
 # --- The demonstration -------------------------------------------------------------------------------
@@ -318,8 +306,8 @@ def show_the_mixture(d, n=1500):
 
 def show_the_prompt(n=6):
     """The same noise, the same prompt, four scales: -> pictures [n, 3, 16, 16] by scale."""
-    model, config, encode = trained("base")
-    d, drawn = diffusion.Diffusion.of(config, "25"), {}
+    model, config, encode = load_pretrained("base")
+    d, drawn = diffusion.Diffusion.from_config(config, "25"), {}
     print(f"\n── 3. {PROMPT!r}, the same {n} noises at four scales, 25 DDIM steps each")
     for scale in SCALES:
         noise, start = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1)), time.time()
@@ -344,18 +332,18 @@ def show_the_clip(n=6):
     if not path.exists():
         print("   (python 08_train.py clip trains one; its weights.pt belongs in lessons/weights, as clip.pt)")
         return {}
-    saved, (model, config, encode) = unet.read_weights(path), trained("base")
-    clip, tok, drawn = NoisedCLIP.out_of(saved, path), tokenizer.BPETokenizer(saved["tokenizer"]), {}
+    saved, (model, config, encode) = unet.read_weights(path), load_pretrained("base")
+    clip, tok, drawn = NoisedCLIP.from_saved(saved, path), tokenizer.BPETokenizer(saved["tokenizer"]), {}
     with torch.no_grad():
         texts = clip.text(**encode_clip(RIVALS.values(), tok, clip.config.text.context))
-    real = show_the_fit(clip, texts, diffusion.Diffusion.of(config))
+    real = show_the_fit(clip, texts, diffusion.Diffusion.from_config(config))
     print(f"   its logit for the true caption is {real:.1f} on average for real pictures; for those of a model that is\n"
           "   told nothing and pulled by it alone:")
     nothing = encode([PROMPT] * n)
     nothing["mask"][:] = False       # the empty caption, as in training
     for scale in CLIP_SCALES:
         g, start = torch.Generator().manual_seed(1), time.time()
-        drawn[scale] = x = diffusion.Diffusion.of(config, "25").ddpm_sample(
+        drawn[scale] = x = diffusion.Diffusion.from_config(config, "25").ddpm_sample(
             model, torch.randn(n, 3, 16, 16, generator=g), generator=g,
             grad_fn=clip_guidance(clip, texts[:1], scale), **nothing)
         with torch.no_grad():
@@ -369,7 +357,7 @@ def show_the_clip(n=6):
 def show_the_fit(clip, texts, d, n=60):
     """A true caption among false ones, asked of real pictures at several noise levels. -> the true one's mean logit"""
     rng, scene = random.Random(0), tokenizer.Scene.parse(PROMPT)
-    x0 = diffusion.reduce(diffusion.draw_all((scene.fill(rng) for _ in range(n)), rng), 16)
+    x0 = diffusion.downsample(diffusion.draw_all((scene.fill(rng) for _ in range(n)), rng), 16)
     print(f"   of {n} real pictures of it; the other captions differ in one thing\n   "
           + "".join(f"{words:>14}" for words in ("t", *RIVALS)))
     for t in (0, 300, 600, 900):
@@ -383,7 +371,7 @@ def show_the_fit(clip, texts, d, n=60):
 
 def show_the_cost():
     """What the second branch costs, and what preparing the prompt saves."""
-    model, config, encode = trained("base")
+    model, config, encode = load_pretrained("base")
     print("\n── 5. What it costs: both branches are one batch, the caption is read once")
     x, t = torch.randn(8, 3, 16, 16), torch.full((8,), 500)
     guided = classifier_free(model, 3.0)
@@ -426,8 +414,8 @@ def save_picture(points, rows, path):
 
 def main():
     """The five sections and the picture."""
-    d = diffusion.Diffusion.of(diffusion.DiffusionConfig(), "50")
-    show_the_line(diffusion.Diffusion.of(diffusion.DiffusionConfig()))
+    d = diffusion.Diffusion.from_config(diffusion.DiffusionConfig(), "50")
+    show_the_line(diffusion.Diffusion.from_config(diffusion.DiffusionConfig()))
     points, free, clip = show_the_mixture(d), show_the_prompt(), show_the_clip()
     show_the_cost()
     rows = {f"“{PROMPT}”: the same six noises, classifier-free": free,

@@ -115,7 +115,7 @@ def with_known(model):
     return denoiser
 
 
-def grow(network):
+def add_mask_channels(network):
     """A U-Net that takes a known part too, out of one that does not: four more input channels, after x's three,
     with weights zero. All else is as it was, so before any training it gives the old one's answers.
 
@@ -125,9 +125,9 @@ def grow(network):
     # gradient is what the network wants to hear times what they are shown, and neither is zero.
     config, weights = network.config, {name: value.clone() for name, value in network.state_dict().items()}
     noisy = config.out_channels // 2                                    # x's channels; low_res comes last
-    enter = weights["enter.weight"]                                     # [width, in, 3, 3]
+    enter = weights["input_conv.weight"]                                     # [width, in, 3, 3]
     silent = enter.new_zeros(len(enter), 4, *enter.shape[2:])
-    weights["enter.weight"] = torch.cat([enter[:, :noisy], silent, enter[:, noisy:]], dim=1)
+    weights["input_conv.weight"] = torch.cat([enter[:, :noisy], silent, enter[:, noisy:]], dim=1)
     with torch.device("meta"):                                          # no weights are made to be thrown away
         grown = unet.UNet(replace(config, in_channels=config.in_channels + 4))
     grown.load_state_dict(weights, assign=True)
@@ -153,10 +153,10 @@ def overwrite_known(process, image, mask, generator=None):
     the model expects. But at the noisy end it says little, and by the time it can be seen the hole has been settled.
     """
     def step_fn(x, t):
-        before = process.before   # ᾱ of the step just reached: 1 at the end
+        before = process.alpha_bar_prev   # ᾱ of the step just reached: 1 at the end
         # x_{t-1} = √ᾱ_{t-1}·image + √(1-ᾱ_{t-1})·ε   [DDPM eq. 4]
-        noised = process.at(before.sqrt(), t, x) * image \
-            + process.at((1 - before).sqrt(), t, x) * diffusion.gaussian(image, generator)
+        noised = process.extract(before.sqrt(), t, x) * image \
+            + process.extract((1 - before).sqrt(), t, x) * diffusion.gaussian(image, generator)
         return torch.where(mask.bool(), noised, x)
     return step_fn
 
@@ -187,7 +187,7 @@ def edit_pictures():
     scenes = [tokenizer.Scene.parse(shown).fill(rng) for shown, _, _ in EDITS]
     for i, (_, _, (top, bottom, left, right)) in enumerate(EDITS):
         mask[i, :, top:bottom, left:right] = 0
-    return diffusion.reduce(diffusion.draw_all(scenes, rng), 16), mask
+    return diffusion.downsample(diffusion.draw_all(scenes, rng), 16), mask
 
 
 def seam(x, mask):
@@ -211,13 +211,13 @@ def show_ways(image, mask):
     """The two ways that need no training, with the small base model, and the third where its weights are:
     -> {name: pictures}."""
     print("\n── 2. Holes filled by the small models, 50 ancestral steps, guidance 5")
-    base, config, encode = guidance.trained("base")
-    process, captions = diffusion.Diffusion.of(config, "50"), [asked for _, asked, _ in EDITS]
+    base, config, encode = guidance.load_pretrained("base")
+    process, captions = diffusion.Diffusion.from_config(config, "50"), [asked for _, asked, _ in EDITS]
     replace_it, drawn = replace_known(image, mask), {}
     overwrite = {"step_fn": overwrite_known(process, image, mask, torch.Generator().manual_seed(1))}
     ways = {"overwrite": (base, lambda x0: x0, overwrite), "replace": (base, replace_it, {})}
     if (unet.WEIGHTS / "inpaint.pt").exists():      # with replacing, as GLIDE's notebooks do
-        tuned = guidance.trained("inpaint", wrap=with_known)[0]
+        tuned = guidance.load_pretrained("inpaint", wrap=with_known)[0]
         ways["fine-tune"] = tuned, replace_it, {"inpaint_image": image, "inpaint_mask": mask}
     for name, (model, put, given) in ways.items():
         g, off = torch.Generator().manual_seed(0), []
@@ -239,12 +239,12 @@ def show_channels(image, mask):
     for name, part in zip(("x_t", "picture × mask", "mask"), seen[0].split([3, 3, 1], dim=1)):
         print(f"   {name:<15} {list(part.shape)}   mean {part.mean():+.3f}")
     print(f"   the mask is 1 on {mask.mean():.0%} of the pixels: known; under the 0s the picture is wiped out")
-    old, cond = unet.UNet.load(unet.WEIGHTS / "base.pt"), guidance.trained("base")[2]([asked for _, asked, _ in EDITS])
-    new = grow(old)
+    old, cond = unet.UNet.load(unet.WEIGHTS / "base.pt"), guidance.load_pretrained("base")[2]([asked for _, asked, _ in EDITS])
+    new = add_mask_channels(old)
     with torch.no_grad():
         answers = [network(seen[0][:, :network.config.in_channels], t, **cond) for network in (old, new)]
-    print(f"   grown onto the base model: {list(old.enter.weight.shape)} -> {list(new.enter.weight.shape)}, the new "
-          f"weights at most {new.enter.weight[:, 3:].abs().max():g};\n   before any training its answers differ from the "
+    print(f"   grown onto the base model: {list(old.input_conv.weight.shape)} -> {list(new.input_conv.weight.shape)}, the new "
+          f"weights at most {new.input_conv.weight[:, 3:].abs().max():g};\n   before any training its answers differ from the "
           f"old ones by {(answers[0] - answers[1]).abs().max():g}")
 
 

@@ -108,7 +108,18 @@ def denoiser_of(model, config, process=diffusion.DiffusionConfig()):
         raise ValueError(f"no GLIDE model has {config.in_channels} input channels; they have 3, 6, 7 or 10")
     for wrap in inputs[extra]:
         model = wrap(model)
-    return diffusion.answers_eps(model, process)
+    return diffusion.to_eps(model, process)
+
+
+def psnr(x, true):
+    """Peak signal-to-noise ratio of images [B, 3, H, W] in [-1, 1], in dB: [B]. It favours blur over a wrong edge."""
+    # -10·log₁₀ of the mean squared error on [0, 1]; a difference on [-1, 1] is twice as large
+    return -10 * ((x - true) / 2).square().flatten(1).mean(1).log10()
+
+
+def color_error(x, low_res):
+    """How far x [B, 3, 4H, 4W], averaged down again, is from low_res [B, 3, H, W]: mean difference on [0, 1], [B]."""
+    return (F.avg_pool2d(x, FACTOR) - low_res).abs().flatten(1).mean(1) / 2
 
 
 # --- The demonstration -------------------------------------------------------------------------------
@@ -133,7 +144,7 @@ def real_pictures():
     rng = random.Random(7)
     scenes = [tokenizer.Scene.parse(caption).fill(rng) for caption in CAPTIONS]
     pictures = diffusion.draw_all(scenes, rng)
-    return diffusion.reduce(pictures, 64), round_to_bytes(diffusion.reduce(pictures, 16))
+    return diffusion.downsample(pictures, 64), round_to_bytes(diffusion.downsample(pictures, 16))
 
 
 @torch.no_grad()
@@ -157,10 +168,9 @@ def compare(true, low_res, large, seconds):
     print(f"\n── 3. {len(true)} pictures of 16×16 enlarged to 64×64: 27 steps, {seconds:.1f} s")
     bicubic = F.interpolate(low_res, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
     for name, x in ("bicubic", bicubic), ("upsampler", large):
-        colour = (F.avg_pool2d(x, FACTOR) - low_res).abs().mean() / 2
-        psnr = -10 * ((x - true) / 2).square().mean().log10()
+        colour, decibels = color_error(x, low_res).mean(), psnr(x, true).mean()
         edges = x.diff(dim=3).abs().flatten(1).quantile(0.99, dim=1).mean()
-        print(f"   {name:<10} colour off by {colour:.4f} on [0, 1], PSNR {psnr:.1f} dB, steepest edges {edges:.2f}")
+        print(f"   {name:<10} colour off by {colour:.4f} on [0, 1], PSNR {decibels:.1f} dB, steepest edges {edges:.2f}")
     print(f"   {'truth':<10} steepest edges {true.diff(dim=3).abs().flatten(1).quantile(0.99, dim=1).mean():.2f}")
     return bicubic
 
@@ -183,12 +193,12 @@ def save_picture(rows, path):
 
 def main():
     """The three sections and the picture."""
-    model, config, encode = guidance.trained("upsampler", wrap=with_low_res)
+    model, config, encode = guidance.load_pretrained("upsampler", wrap=with_low_res)
     (true, low_res), cond = real_pictures(), encode(CAPTIONS)
-    show_amplification(diffusion.Diffusion.of(config))
-    show_errors(model, diffusion.Diffusion.of(config), true, low_res, cond)
+    show_amplification(diffusion.Diffusion.from_config(config))
+    show_errors(model, diffusion.Diffusion.from_config(config), true, low_res, cond)
     start = time.time()
-    large = upsample(model, low_res, process=diffusion.Diffusion.of(config, "fast27"),
+    large = upsample(model, low_res, process=diffusion.Diffusion.from_config(config, "fast27"),
                      generator=torch.Generator().manual_seed(0), **cond)
     bicubic = compare(true, low_res, large, time.time() - start)
     save_picture({"16×16": low_res, "bicubic": bicubic, "upsampler": large, "truth, 64×64": true},

@@ -126,7 +126,7 @@ def test_heads_are_what_they_say():
     assert q.shape == (3, 2, 7, 64)
     row = layer.qkv(x)[0, 0]   # each head's q, k and v lie together: q1 k1 v1 q2 k2 v2
     assert torch.equal(torch.cat([q[0, 0, 0], k[0, 0, 0], v[0, 0, 0], q[0, 1, 0], k[0, 1, 0], v[0, 1, 0]]), row)
-    assert torch.equal(transformer.join_heads(q)[0, 0], torch.cat([q[0, 0, 0], q[0, 1, 0]]))
+    assert torch.equal(transformer.merge_heads(q)[0, 0], torch.cat([q[0, 0, 0], q[0, 1, 0]]))
 
 
 def test_a_caption_of_another_length_is_refused():

@@ -190,7 +190,7 @@ def test_a_file_beside_another_holds_only_what_is_its_own(two_files):
 
 def test_a_file_read_is_whole_and_can_be_written_elsewhere(two_files, tmp_path):
     saved = unet.read_weights(two_files[2])
-    unet.save_weights(tmp_path / "new" / "third.pt", unet.UNet.out_of(saved, "second.pt"), note=saved["note"])
+    unet.save_weights(tmp_path / "new" / "third.pt", unet.UNet.from_saved(saved, "second.pt"), note=saved["note"])
     assert saved.keys() == unet.read_weights(tmp_path / "new" / "third.pt").keys() == {"config", "weights", "note"}
 
 
@@ -201,10 +201,10 @@ def test_a_file_without_what_it_was_made_beside_is_refused_in_one_line(two_files
     if change == "missing":
         first.unlink()
     elif change == "trained further":
-        torch.nn.init.normal_(network.enter.weight)
+        torch.nn.init.normal_(network.input_conv.weight)
         unet.save_weights(first, network)
     elif change == "another size":
-        torch.save({"config": {}, "weights": {"enter.weight": torch.zeros(2).half()}}, first)
+        torch.save({"config": {}, "weights": {"input_conv.weight": torch.zeros(2).half()}}, first)
     elif change == "cut":
         first.write_bytes(first.read_bytes()[:1000])
     else:
@@ -216,7 +216,7 @@ def test_a_file_without_what_it_was_made_beside_is_refused_in_one_line(two_files
 
 @pytest.mark.parametrize("beside", [7, {}, {"file": "..", "names": [], "fingerprint": ""}, {"file": 3, "names": 4},
                                     {"file": "../first.pt", "names": 5, "fingerprint": ""},
-                                    {"file": "first.pt", "names": [["enter.weight"]], "fingerprint": ""}])
+                                    {"file": "first.pt", "names": [["input_conv.weight"]], "fingerprint": ""}])
 def test_what_a_hostile_file_says_of_its_neighbour_is_refused_in_one_line(two_files, beside):
     _, _, second = two_files
     torch.save({**unet.read_file(second), "beside": beside}, second)
@@ -247,7 +247,7 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, damage):
     elif damage == "foreign":
         torch.save({"epoch": 3}, path)
     elif damage == "numbers":
-        torch.save({**unet.read_file(path), "weights": {"enter.weight": 3}}, path)
+        torch.save({**unet.read_file(path), "weights": {"input_conv.weight": 3}}, path)
     else:
         path.write_text("<html>not found</html>" if damage == "text" else "")
     with pytest.raises((FileNotFoundError, ValueError)) as refusal:

@@ -26,11 +26,11 @@ def inputs():
 
 
 def cosine(spec=None):
-    return diffusion.Diffusion.of(diffusion.DiffusionConfig("cosine"), spec)
+    return diffusion.Diffusion.from_config(diffusion.DiffusionConfig("cosine"), spec)
 
 
 def linear(spec=None):
-    return diffusion.Diffusion.of(diffusion.DiffusionConfig("linear"), spec)
+    return diffusion.Diffusion.from_config(diffusion.DiffusionConfig("linear"), spec)
 
 
 # --- Schedules and respacing ---
@@ -40,8 +40,8 @@ def test_schedules_are_the_released_ones(name):
     betas = SCHEDULES[name](1000)
     d = diffusion.Diffusion(betas)
     assert betas.dtype == torch.float64, "the schedule is float64: in float32 the product of 1,000 numbers drifts"
-    for table, key in (betas, "betas"), (d.alpha_bar, "alphas_cumprod"), (d.share_x0, "posterior_mean_coef1"), \
-            (d.share_xt, "posterior_mean_coef2"), (d.posterior_variance, "posterior_variance"), \
+    for table, key in (betas, "betas"), (d.alpha_bar, "alphas_cumprod"), (d.posterior_coef_x0, "posterior_mean_coef1"), \
+            (d.posterior_coef_xt, "posterior_mean_coef2"), (d.posterior_variance, "posterior_variance"), \
             (d.log_posterior, "posterior_log_variance_clipped"):
         assert torch.allclose(table, formula.golden(f"schedule.{name}.{key}"), rtol=1e-9, atol=1e-12), key
     for spec in "100", "fast27":
@@ -157,8 +157,8 @@ def test_posterior_is_bayes_rule():
         prior, step = 1 - d.alpha_bar[t - 1], d.betas[t]     # x_{t-1} given x_0; x_t given x_{t-1}
         precision = 1 / prior + (1 - step) / step
         assert d.posterior_variance[t].item() == pytest.approx((1 / precision).item(), rel=1e-9)
-        assert d.share_x0[t].item() == pytest.approx((d.alpha_bar[t - 1].sqrt() / prior / precision).item(), rel=1e-9)
-        assert d.share_xt[t].item() == pytest.approx(((1 - step).sqrt() / step / precision).item(), rel=1e-9)
+        assert d.posterior_coef_x0[t].item() == pytest.approx((d.alpha_bar[t - 1].sqrt() / prior / precision).item(), rel=1e-9)
+        assert d.posterior_coef_xt[t].item() == pytest.approx(((1 - step).sqrt() / step / precision).item(), rel=1e-9)
 
 
 def test_noise_and_picture_are_two_names_for_one_thing():
@@ -170,21 +170,21 @@ def test_noise_and_picture_are_two_names_for_one_thing():
 
 
 def test_a_network_that_knows_v_answers_eps():
-    config = diffusion.DiffusionConfig("cosine", predicts="v")
-    d, (x0, noise, output) = diffusion.Diffusion.of(config), inputs()
+    config = diffusion.DiffusionConfig("cosine", prediction_type="v")
+    d, (x0, noise, output) = diffusion.Diffusion.from_config(config), inputs()
     a = d.alpha_bar[T4].float().view(-1, 1, 1, 1)
     v = a.sqrt() * noise - (1 - a).sqrt() * x0
-    model = diffusion.answers_eps(lambda x, t: torch.cat([v, output[:, 3:]], dim=1), config)
+    model = diffusion.to_eps(lambda x, t: torch.cat([v, output[:, 3:]], dim=1), config)
     answer = model(d.q_sample(x0, T4, noise), T4)
     assert torch.allclose(answer[:, :3], noise, atol=1e-5), "ε = √ᾱ·v + √(1-ᾱ)·x_t"
     assert torch.equal(answer[:, 3:], output[:, 3:]), "the variance channels are left alone"
 
 
 def test_the_v_weighted_loss_is_the_error_in_v():
-    config = diffusion.DiffusionConfig("cosine", predicts="v")
-    d, (x0, noise, _) = diffusion.Diffusion.of(config), inputs()
+    config = diffusion.DiffusionConfig("cosine", prediction_type="v")
+    d, (x0, noise, _) = diffusion.Diffusion.from_config(config), inputs()
     a, guess = d.alpha_bar[T4].float().view(-1, 1, 1, 1), formula.inp("v", 4, 3, 8, 8)
-    model = diffusion.answers_eps(lambda x, t: torch.cat([guess, torch.zeros_like(guess)], dim=1), config)
+    model = diffusion.to_eps(lambda x, t: torch.cat([guess, torch.zeros_like(guess)], dim=1), config)
     extra = d.bound(model(d.q_sample(x0, T4, noise), T4), x0, d.q_sample(x0, T4, noise), T4)
     error = (guess - (a.sqrt() * noise - (1 - a).sqrt() * x0)).square().flatten(1).mean(1)
     answer = d.loss(model, x0, T4, noise, weights=1 / d.alpha_bar)
@@ -256,7 +256,7 @@ def test_ddim_of_a_gaussian_is_its_closed_form():
     x_T = torch.linspace(-1.5, 1.5, 7).view(7, 1, 1, 1)
     x = x_T.double()
     for t in reversed(range(20)):
-        a, before = d.alpha_bar[t], d.before[t]
+        a, before = d.alpha_bar[t], d.alpha_bar_prev[t]
         x0 = mu + a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * (x - a.sqrt() * mu)   # E[x_0 | x_t]
         x = before.sqrt() * x0 + (1 - before).sqrt() * (x - a.sqrt() * x0) / (1 - a).sqrt()
     oracle = diffusion.MixtureDenoiser(d, torch.tensor([mu]).view(1, 1, 1, 1), s)
@@ -310,7 +310,7 @@ def test_the_gradient_of_a_likelihood_turns_one_gaussian_into_another():
     wide, narrow = (diffusion.MixtureDenoiser(d, torch.full((1, 2, 1, 1), mean), std) for mean, std in ((0, 0.3), (0.2, 0.1)))
 
     def grad_fn(x, t):
-        return (wide(x, t) - narrow(x, t))[:, :2] / d.at(d.noise, t, x)     # score = -ε/√(1-ᾱ)
+        return (wide(x, t) - narrow(x, t))[:, :2] / d.extract(d.noise, t, x)     # score = -ε/√(1-ᾱ)
     for sampler in "ddim_sample", "dpm_sample":
         pulled, own = getattr(d, sampler)(wide, x_T, grad_fn=grad_fn), getattr(d, sampler)(narrow, x_T)
         assert torch.allclose(pulled, own, atol=2e-3), f"{sampler}: off by {(pulled - own).abs().max():.4f}"
@@ -456,20 +456,20 @@ def test_prepare_is_called_once_a_walk():
 def test_full_strength_is_the_whole_walk(spec):
     config = diffusion.DiffusionConfig()
     whole = list(range(1000)) if spec is None else diffusion.respace(1000, spec)
-    assert diffusion.Diffusion.of(config, spec, 1.0).timesteps == diffusion.Diffusion.of(config, spec).timesteps == whole
+    assert diffusion.Diffusion.from_config(config, spec, 1.0).timesteps == diffusion.Diffusion.from_config(config, spec).timesteps == whole
 
 
 @pytest.mark.parametrize("strength, expected", [(0.6, [0, 200, 400, 600]), (0.65, [0, 200, 400, 600]),
                                                 (0.75, [0, 200, 400, 600, 800]), (0.05, [0]), (1e-9, [0])])
 def test_a_weaker_walk_begins_at_the_nearest_kept_timestep(strength, expected):
-    assert diffusion.Diffusion.of(diffusion.DiffusionConfig(), "ddim5", strength).timesteps == expected
+    assert diffusion.Diffusion.from_config(diffusion.DiffusionConfig(), "ddim5", strength).timesteps == expected
 
 
 @pytest.mark.parametrize("sampler", ["ddim_sample", "ddpm_sample"])
 def test_a_walk_begun_midway_is_the_end_of_the_whole_one(sampler):
     """Handed what the whole walk had reached at that timestep, and its dice, it goes on to the same picture."""
     config, reached = diffusion.DiffusionConfig(), {}
-    whole, short = diffusion.Diffusion.of(config, "20"), diffusion.Diffusion.of(config, "20", 0.6)
+    whole, short = diffusion.Diffusion.from_config(config, "20"), diffusion.Diffusion.from_config(config, "20", 0.6)
     oracle = diffusion.MixtureDenoiser(whole, torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1), 0.1)
     g = torch.Generator().manual_seed(0)
 
@@ -580,9 +580,9 @@ def test_world_pictures_are_bytes_with_the_captions_of_their_scenes():
 def test_low_and_high_resolution_are_one_picture():
     """The upsampler's pairs must fit: reducing in two steps is reducing in one."""
     pictures = diffusion.world_pictures(30, 1)[0]
-    small, large = diffusion.reduce(pictures, 16), diffusion.reduce(pictures, 32)
+    small, large = diffusion.downsample(pictures, 16), diffusion.downsample(pictures, 32)
     assert torch.allclose(small, F.avg_pool2d(large, 2), atol=1e-6), "the 16-pixel picture is the 32-pixel one, reduced"
-    assert diffusion.reduce(pictures, 64).min() >= -1 and diffusion.reduce(pictures, 64).max() <= 1, "within [-1, 1]"
+    assert diffusion.downsample(pictures, 64).min() >= -1 and diffusion.downsample(pictures, 64).max() <= 1, "within [-1, 1]"
 
 
 @pytest.mark.parametrize("color", tokenizer.COLORS)

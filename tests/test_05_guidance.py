@@ -23,7 +23,7 @@ def prompt(n, which=1):
 
 
 def process(spec=None):
-    return diffusion.Diffusion.of(diffusion.DiffusionConfig(), spec)
+    return diffusion.Diffusion.from_config(diffusion.DiffusionConfig(), spec)
 
 
 def test_guided_denoiser_gives_the_released_answer():
@@ -175,7 +175,7 @@ def test_a_guided_walk_ends_where_the_caption_fits_better(sampler):
 def test_released_clip_sizes_to_the_last_parameter(preset):
     with torch.device("meta"):   # shapes without memory
         model = guidance.NoisedCLIP(import_module("08_train").PRESETS[preset]["clip"].network)
-    assert [sum(p.numel() for p in tower.parameters()) for tower in (model.picture, model.caption)] == [86_443_776, 71_679_488]
+    assert [sum(p.numel() for p in tower.parameters()) for tower in (model.image_encoder, model.caption_encoder)] == [86_443_776, 71_679_488]
 
 
 def test_the_tiny_clip_is_small_enough_to_come_along():
@@ -265,7 +265,7 @@ def test_a_tiny_clip_guides_and_reranks(tmp_path):
     base = sample.Model.of(small.randomize(unet.UNet(preset.network)), preset.diffusion, 16, tok)
     g = torch.Generator().manual_seed(0)
     x_T = diffusion.gaussian(torch.empty(2, 3, 16, 16), g)
-    walk = diffusion.Diffusion.of(base.process, "4")
+    walk = diffusion.Diffusion.from_config(base.process, "4")
     plain = walk.ddpm_sample(base.denoiser, x_T, generator=g, **base.encode(captions))
     unmoved, moved = (sample.draw_small(base, captions, generator=torch.Generator().manual_seed(0), clip=guide,
                                         guide="clip", scale=scale, steps="4", sampler="ddpm") for scale in (0.0, 1.0))

@@ -13,7 +13,7 @@ T = torch.tensor([0, 500, 999])
 
 
 def process(spec="ddim10"):
-    return diffusion.Diffusion.of(diffusion.DiffusionConfig(), spec)
+    return diffusion.Diffusion.from_config(diffusion.DiffusionConfig(), spec)
 
 
 def masks():
@@ -92,7 +92,7 @@ GROWN = {"base": ("inpaint", 7), "upsampler": ("inpaint-upsampler", 10)}
 def network(kind):
     """Random weights; two heads; the first convolution's in 64ths, so that its sums are exact in any order."""
     net = small.randomize(unet.UNet(small.preset(kind).network)).eval()
-    net.enter.weight.data = net.enter.weight.data.mul(64).round() / 64
+    net.input_conv.weight.data = net.input_conv.weight.data.mul(64).round() / 64
     return net
 
 
@@ -104,7 +104,7 @@ def sixteenths(*shape):
 def test_before_training_a_grown_network_answers_as_before(kind):
     """Bit for bit, whatever it is shown: zero weights make of the known part exact zeros."""
     old = network(kind)
-    new, side = inpaint.grow(old), 16 if kind == "base" else 32
+    new, side = inpaint.add_mask_channels(old), 16 if kind == "base" else 32
     cond = {"tokens": torch.arange(60).view(3, 20), "mask": torch.arange(20) < torch.tensor([[20], [5], [0]])}
     if kind == "upsampler":
         cond["low_res"] = sixteenths(3, 3, side // 4, side // 4).clamp(-1, 1)
@@ -121,14 +121,14 @@ def test_before_training_a_grown_network_answers_as_before(kind):
 @pytest.mark.parametrize("kind", GROWN)
 def test_the_new_channels_stand_between_x_and_the_low_resolution(kind):
     old = network(kind)
-    new, before = inpaint.grow(old), {name: value.clone() for name, value in old.state_dict().items()}
+    new, before = inpaint.add_mask_channels(old), {name: value.clone() for name, value in old.state_dict().items()}
     preset, channels = GROWN[kind]
     assert new.config.in_channels == channels and new.config == small.preset(preset).network
-    weight, trained = new.enter.weight, before["enter.weight"]
+    weight, trained = new.input_conv.weight, before["input_conv.weight"]
     assert torch.equal(weight[:, :3], trained[:, :3]) and torch.equal(weight[:, 7:], trained[:, 3:])
     assert (weight[:, 3:7] == 0).all(), "picture × mask and mask are not heard yet"
     for name, value in new.state_dict().items():
-        assert name == "enter.weight" or torch.equal(value, before[name]), f"{name} must stay as it was trained"
+        assert name == "input_conv.weight" or torch.equal(value, before[name]), f"{name} must stay as it was trained"
     for p in new.parameters():
         p.data.add_(1)
     assert all(torch.equal(value, before[name]) for name, value in old.state_dict().items()), "a copy: the old one stays"
@@ -136,12 +136,12 @@ def test_the_new_channels_stand_between_x_and_the_low_resolution(kind):
 
 def test_what_starts_at_zero_still_learns():
     """Its gradient is what the network wants to hear times what it is shown; neither is zero."""
-    new = inpaint.grow(network("base"))
+    new = inpaint.add_mask_channels(network("base"))
     cond = formula.conditioning("base-inpaint", "a")
     x, image, mask = formula.inp("x", 3, 3, 16, 16), cond["inpaint_image"], cond["inpaint_mask"]
     tokens = {"tokens": torch.zeros(3, 20, dtype=torch.long), "mask": torch.ones(3, 20, dtype=torch.bool)}
     inpaint.with_known(new)(x, T, inpaint_image=image, inpaint_mask=mask, **tokens).square().mean().backward()
-    new_part = new.enter.weight.grad[:, 3:7]
+    new_part = new.input_conv.weight.grad[:, 3:7]
     assert (new_part.abs().amax((0, 2, 3)) > 0).all(), "each of the four channels must be able to learn"
 
 

@@ -12,7 +12,7 @@ T = torch.tensor([0, 500, 999])
 
 
 def test_the_27_step_walk_gives_the_released_answer():
-    d = diffusion.Diffusion.of(diffusion.DiffusionConfig("linear"), "fast27")
+    d = diffusion.Diffusion.from_config(diffusion.DiffusionConfig("linear"), "fast27")
     answer = d.ddim_sample(formula.denoiser("upsample"), 0.997 * formula.inp("x_T", 3, 3, 16, 16),
                            **formula.conditioning("upsample", "a"))
     formula.agree(answer, formula.golden("ddim.upsample_fast27"), 2e-3)
@@ -53,7 +53,7 @@ def test_upsample_starts_below_unit_noise_and_rounds_its_input():
         seen["low"] = low_res
         return torch.zeros(len(x), 6, *x.shape[2:])
     low = torch.rand(3, 3, 3, 5) * 2 - 1
-    process = diffusion.Diffusion.of(diffusion.DiffusionConfig("linear"), "fast27")
+    process = diffusion.Diffusion.from_config(diffusion.DiffusionConfig("linear"), "fast27")
     out = upsample.upsample(model, low, process=process, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(3, 3, 12, 20, generator=torch.Generator().manual_seed(0))
     assert out.shape == (3, 3, 12, 20) and torch.equal(seen["x"], 0.997 * noise)
