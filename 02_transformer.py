@@ -55,6 +55,8 @@ class TextConfig:
 TEXT = {
     "tiny": TextConfig(vocab_size=512, context=20, width=128, layers=3, heads=2),
     "tiny-upsampler": TextConfig(vocab_size=512, context=20, width=128, layers=2, heads=2),
+    "small": TextConfig(vocab_size=512, context=20, width=128, layers=3, heads=2),
+    "small-upsampler": TextConfig(vocab_size=512, context=20, width=128, layers=2, heads=2),
     "filtered": TextConfig(width=512, layers=16, heads=8),
     "paper": TextConfig(width=2048, layers=24, heads=32),
     "paper-upsampler": TextConfig(width=1024, layers=24, heads=16),

@@ -71,6 +71,8 @@ class UNetConfig:
 UNET = {
     "tiny": UNetConfig(64, (1, 2), 1, (1,), dropout=0.0, text=TEXT["tiny"]),
     "tiny-upsampler": UNetConfig(32, (1, 2, 2), 1, (2,), 6, dropout=0.0, text=TEXT["tiny-upsampler"]),
+    "small": UNetConfig(32, (1, 2, 4), 1, (1, 2), dropout=0.0, groups=8, text=TEXT["small"]),
+    "small-upsampler": UNetConfig(32, (1, 2, 2, 2), 1, (3,), 6, dropout=0.0, groups=8, text=TEXT["small-upsampler"]),
     "filtered": UNetConfig(text=TEXT["filtered"]),
     "filtered-upsampler": UNetConfig(192, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), 6, text=TEXT["filtered"]),
     "paper": UNetConfig(512, text=TEXT["paper"]),

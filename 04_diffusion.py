@@ -60,6 +60,7 @@ class DiffusionConfig:
 # one thing: v forgives a small network more than ε does.
 DIFFUSION = {
     "tiny": DiffusionConfig(prediction_type="v"), "tiny-upsampler": DiffusionConfig("linear", prediction_type="v"),
+    "small": DiffusionConfig(prediction_type="v"), "small-upsampler": DiffusionConfig("linear", prediction_type="v"),
     "filtered": DiffusionConfig(), "filtered-upsampler": DiffusionConfig("linear"),
     "paper": DiffusionConfig(), "paper-upsampler": DiffusionConfig("linear")}
 

@@ -114,6 +114,7 @@ class CLIPConfig:
 # most 16 words, each a token, so its text tower is the smaller of the two; its heads are narrower than 64 numbers,
 # because finding shapes takes many glances at once.
 CLIP = {"tiny": CLIPConfig(16, 4, 128, 4, 4, transformer.TextConfig(512, 20, 96, 2, 3), 128),
+        "small": CLIPConfig(32, 4, 128, 4, 4, transformer.TextConfig(512, 20, 96, 2, 3), 128),
         "filtered": CLIPConfig(), "paper": CLIPConfig()}
 LOGIT_SCALE = 100.0   # similarities of unit vectors are at most 1: too flat for a softmax over captions
 # The mean and the spread of photographs' red, green and blue, 0 … 255, by which the released CLIP was trained
