@@ -429,18 +429,16 @@ def levels(network):
 
 
 def show_sizes():
-    """A row for each level, its way down and its way up together; then all the rest, and the total."""
+    """A row for each level, its way down and its way up together; then the other large parts and the total."""
     print("\n1. The levels, built on the meta device; blocks: down + up")
     for name, side in BASES.items():
         network = on_meta(name)
-        counted = [parameters(network.middle), parameters(network.text)]
         for i, channels, attends, down, up in levels(network):
-            counted.append(parameters(down) + parameters(up))
             print(f"   {name:<9} {side >> i:>2}×{side >> i:<2}  {channels:>5,} channels   {len(down.blocks)} +"
-                  f" {len(up.blocks)} blocks  {'attention' * attends:<9} {counted[-1]:>13,} parameters")
-        total = parameters(network)
-        print(f"             middle {counted[0]:,}, text {counted[1]:,}, the rest {total - sum(counted):,}\n"
-              f"             in all {total:,}; its upsampler {parameters(on_meta(name + '-upsampler')):,}")
+                  f" {len(up.blocks)} blocks  {'attention' * attends:<9} {parameters(down) + parameters(up):>13,}"
+                  " parameters")
+        print(f"             middle {parameters(network.middle):,}, text {parameters(network.text):,}, in all"
+              f" {parameters(network):,}; its upsampler {parameters(on_meta(name + '-upsampler')):,}")
 
 
 def show_time():
