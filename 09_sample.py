@@ -241,7 +241,7 @@ class InpaintInput:
         return pixels(self.image, size).to(device).expand(count, -1, -1, -1), known
 
     def composite(self, drawn):
-        """A drawn image, uint8 [3, H, W], at the known one's size, with the known pixels themselves: uint8 [3, h, w]."""
+        """A drawn image, uint8 [3, H, W], at the known one's size, with the known pixels themselves: the same type."""
         page, size = Image.fromarray(drawn.permute(1, 2, 0).numpy()), self.image.size
         # An image made of squares, as the tiny models' pictures are saved, stays one; others are smooth.
         reduced = self.image.resize(page.size, Image.BOX)
@@ -269,7 +269,7 @@ class Options:
 
 
 def default_options(model):
-    """The habits of the released notebooks and of the reports (150 steps) for large models, 25 DDIM steps for others."""
+    """The habits of the released notebooks and of the reports (150 steps) for large models; else 25 DDIM steps."""
     large, inpaints = model.size >= (256 if "upsampler" in model.kind else 64), "inpaint" in model.kind
     if "upsampler" in model.kind:
         return Options("fast27", "ddpm" if inpaints else "ddim", 1.0, 2 if large else 64)
@@ -460,7 +460,7 @@ class Progress:
             print("\r" * live + line, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     def strip(self, columns=8):
-        """The first image on its way, as a PIL image: x̂_0 of the base model in one row, of the upsampler in the next."""
+        """The first image on its way, as a PIL image: x̂_0 of the base model in one row, of the upsampler below it."""
         rows = []
         for frames in filter(None, self.frames.values()):
             chosen = [frames[round(i)] for i in np.linspace(0, len(frames) - 1, min(columns, len(frames)))]
