@@ -1,24 +1,23 @@
 r"""
 07 · 64 becomes 256.
 
-A large picture is drawn in two walks. The first decides what there is, on few pixels; the second, with a
-network of its own, starts from noise again and adds what few pixels cannot hold, looking all the
-time at the small picture:
+A large image is drawn in two stages. The first decides what it shows, on few pixels. The second, with a network
+of its own, starts from noise again and adds what few pixels cannot hold, looking at the small image all the time:
 
     low_res [B, 3, H/4, W/4] ─► bilinear, ×4 ─┐
                                               ├─► [B, 6, H, W] ─► U-Net ─► ε̂, variance
     x_t     [B, 3, H, W] ─────────────────────┘
 
 It adds to 04: three input channels. It leaves out nothing of GLIDE's upsampler: the prompt still conditions it,
-through a text encoder of its own, the low-resolution picture is rounded to 8 bits first, as a saved file
-would be, and 27 DDIM steps are enough, most of them near the picture, where detail is made.
+through a text encoder of its own; the low-resolution image is first rounded to 8 bits, as in a saved file; and
+27 DDIM steps are enough, most of them at the low-noise end, where detail is made.
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); ADM, Dhariwal & Nichol 2021,
 arXiv 2105.05233 (section 4.4: upsampling); SR3, Saharia et al. 2021, arXiv 2104.07636; what the network should
 predict: Salimans & Ho 2022, arXiv 2202.00512.
 
-    python 07_upsample.py       about fifteen seconds: why a little-trained upsampler should predict v, and
-                                four pictures enlarged beside bicubic; a picture in outputs/
+    python 07_upsample.py       about ten seconds: why a small upsampler should predict v, how good its guesses
+                                are, and six pictures enlarged; outputs/07_upsample.png compares with bicubic
 """
 import random
 import time
@@ -36,19 +35,20 @@ inpaint = import_module("06_inpaint")
 OUTPUTS = Path(__file__).parent / "outputs"
 FACTOR = 4   # 64 -> 256, and 16 -> 64 in the tiny preset
 
-# Why two models? A U-Net at 256×256 pays for sixteen times as many pixels at every step, and most of what it would
-# have to decide, what is where, can be seen at 64. So the first walk is the long one, 100 to 250
-# guided steps on few pixels, and this one has 27 steps and no guidance. It is a denoiser with one more wrapping, and
-# everything that 04 says of denoisers holds for it.
+# Why two models? At 256×256 a U-Net pays for sixteen times as many pixels at every step, although most of what it has
+# to decide, what is where, can be seen at 64×64. So the first stage takes 100 to 250 guided steps on few pixels, and
+# the second only 27, without guidance. It is a denoiser with one more wrapper, and all that 04 says of denoisers holds.
 
 
 def with_low_res(model):
-    """A denoiser of large pictures that is shown the small one: `low_res` [B, 3, H/4, W/4] in [-1, 1].
+    """A denoiser of large images that is shown the small ones.
 
-    model sees x and the enlarged picture side by side on its input channels; it is the enlarging, by torch's
-    bilinear filter, that `prepare` does once. Enlarged, each small pixel lies over the 4×4 that it became, so
-    that the first convolution finds both at one place. The low-resolution picture is *not* noised, at any step:
-    it is a condition, like the caption.  -> model(x, t, low_res=, …); ValueError where the sizes do not fit
+    model  a denoiser that takes x and the enlarged small image on its input channels, in this order
+    -> model(x, t, low_res=, …): [B, 3, H/4, W/4] in [-1, 1]; ValueError if the sizes do not fit
+
+    `prepare` enlarges, by torch's bilinear filter, once for all steps. Each small pixel then lies over the 4×4 pixels
+    that were averaged to it, so the first convolution finds both at the same place. The small image is *not* noised,
+    at any step: it is a condition, like the caption.
     """
     def inner_prepare(low_res, **cond):
         enlarged = F.interpolate(low_res, scale_factor=FACTOR, mode="bilinear")
@@ -58,7 +58,7 @@ def with_low_res(model):
         if enlarged is None:
             enlarged = F.interpolate(low_res, scale_factor=FACTOR, mode="bilinear")
         if enlarged.shape[2:] != x.shape[2:]:
-            raise ValueError(f"a picture of {tuple(x.shape[2:])} pixels needs low_res {FACTOR} times smaller, "
+            raise ValueError(f"an image of {tuple(x.shape[2:])} pixels needs a low_res {FACTOR} times smaller, "
                              f"not one that enlarges to {tuple(enlarged.shape[2:])}")
         return model(torch.cat([x, enlarged], dim=1), t, **cond)   # [B, 6, H, W]; x first, as the weights expect
 
@@ -67,24 +67,25 @@ def with_low_res(model):
 
 
 def round_to_bytes(x):
-    """The picture as an 8-bit file would hold it: [-1, 1] in 256 steps, as GLIDE's low-resolution input is.
+    """An image as an 8-bit file would hold it: any shape -> the 256 values from -1 to 1, float32.
 
-    In training it is a reduced photograph, which has bytes; what a base model draws has not, and may lie a little
-    beyond ±1. Rounded and clipped, the two are of one kind, and a network cannot trip over the difference.
+    GLIDE's low-resolution input is rounded like this. A base model's images are not made of bytes and may go a little
+    beyond ±1, while those seen in training come from files. Rounded and clipped, they no longer differ in that.
     """
-    return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    return diffusion.to_bytes(x).float() / 127.5 - 1
 
 
 def upsample(model, low_res, *, process, sampler="ddim", generator=None, noise=0.997, **cond):
-    """Enlarge pictures four times.
+    """Enlarge images four times: low_res [B, 3, H, W] in [-1, 1] -> [B, 3, 4H, 4W].
 
-    model    a denoiser that takes low_res;  process  its Diffusion, respaced to 'fast27' by default elsewhere
-    low_res  [B, 3, H, W] in [-1, 1] -> [B, 3, 4H, 4W]. No guidance, DDIM with eta 0, starting from slightly
-             less than unit noise, as the released notebooks do; when inpainting they walk with sampler "ddpm".
-    cond     what the denoiser takes beside low_res (tokens, mask, …), and a sampler's x0_fn, grad_fn or step_fn
+    model    a denoiser that takes low_res
+    process  its Diffusion, usually respaced to "fast27"
+    sampler  "ddim" (with eta 0), "dpm", or "ddpm", which the released notebooks use when inpainting
+    noise    x_T is this times unit noise; the released notebooks start from slightly less than 1
+    cond     the denoiser's other conditioning (tokens, mask, …), and a sampler's x0_fn, grad_fn, step_fn, callback
 
-    DDIM draws no fresh noise, and so the walk may be short (04). Of its 27 steps 'fast27' spends ten on the two
-    hundred timesteps nearest to the picture: with the small picture given, detail is all there is to find.
+    DDIM adds no fresh noise, so few steps are enough (04). Of its 27, "fast27" spends ten on the two hundred least
+    noisy timesteps: with the small image given, detail is all that is left to find.
     """
     B, C, H, W = low_res.shape
     x = noise * diffusion.gaussian(low_res.new_empty(B, C, FACTOR * H, FACTOR * W), generator)
@@ -92,16 +93,17 @@ def upsample(model, low_res, *, process, sampler="ddim", generator=None, noise=0
 
 
 def denoiser_of(model, config, process=diffusion.DiffusionConfig()):
-    """A U-Net as a denoiser: given the inputs that its channels ask for, and answering ε whatever it predicts.
+    """A U-Net as a denoiser: it takes the inputs that its channels are for, and answers ε whatever it predicts.
 
-    config  its UNetConfig: 3 input channels for a base model, 6 for an upsampler, and 4 more with known parts
-    process its DiffusionConfig, which says whether it predicts ε or v. Raises ValueError for other channel counts.
+    config   its UNetConfig, with 3 input channels for a base model, 6 for an upsampler, 4 more for inpainting
+    process  its DiffusionConfig, which says whether it predicts ε or v
+    Raises ValueError for other numbers of channels.
 
-    This is where the course's pieces meet: the network of 03, its inputs of 06 and 07, ε of 04. Channels reach
-    the network as x, known part, low_res: each wrapping puts its own behind x, so the one that comes later here, and
-    stands further out, is nearer to x. The other order runs as well, and draws nonsense with trained weights.
+    The pieces of the course come together here: the network of 03, the inputs of 06 and 07, ε of 04. The channels must
+    reach the network as x, known part, low_res. Each wrapper puts its own right behind x, so the outermost, which comes
+    last in the lists, is nearest to x. The other order would run too, but draw nonsense with trained weights.
     """
-    # channels beside x's -> what is wrapped around the network, innermost first
+    # number of channels after x's -> wrappers of the network, innermost first
     inputs = {0: [], 3: [with_low_res], 4: [inpaint.with_known], 7: [with_low_res, inpaint.with_known]}
     extra = config.in_channels - config.out_channels // 2
     if extra not in inputs:
@@ -112,13 +114,13 @@ def denoiser_of(model, config, process=diffusion.DiffusionConfig()):
 
 
 def psnr(x, true):
-    """Peak signal-to-noise ratio of images [B, 3, H, W] in [-1, 1], in dB: [B]. It favours blur over a wrong edge."""
-    # -10·log₁₀ of the mean squared error on [0, 1]; a difference on [-1, 1] is twice as large
+    """Peak signal-to-noise ratio of images [B, 3, H, W] in [-1, 1], in dB: [B]. It prefers blur to a misplaced edge."""
+    # -10·log₁₀ of the mean squared error on [0, 1]; differences on [-1, 1] are twice as large
     return -10 * ((x - true) / 2).square().flatten(1).mean(1).log10()
 
 
 def color_error(x, low_res):
-    """How far x [B, 3, 4H, 4W], averaged down again, is from low_res [B, 3, H, W]: mean difference on [0, 1], [B]."""
+    """The mean difference on [0, 1] between x [B, 3, 4H, 4W], averaged down again, and low_res [B, 3, H, W]: [B]."""
     return (F.avg_pool2d(x, FACTOR) - low_res).abs().flatten(1).mean(1) / 2
 
 
@@ -130,17 +132,17 @@ CAPTIONS = ("a large red heart on a white background", "a small blue airplane on
 
 
 def show_amplification(process):
-    """Why the small upsampler predicts v: what an error at step t does to the predicted picture."""
-    print("\n── 1. An error in ε is multiplied by √(1-ᾱ)/√ᾱ on its way to x̂_0; one in v by √(1-ᾱ), never above 1")
+    """Why the small upsampler predicts v: what an error at timestep t does to the predicted x_0."""
+    print("\n── 1. An error in ε is multiplied by √(1-ᾱ)/√ᾱ in x̂_0; an error in v by √(1-ᾱ), never above 1")
     for t in (100, 300, 500, 700, 900, 999):
         print(f"   t = {t:3}   √ᾱ {process.signal[t]:.4f}   ε: × {process.noise[t] / process.signal[t]:7.2f}"
               f"   v: × {process.noise[t]:.2f}")
-    print("   by hand, t = 999: √(1 - 0.0064²) / 0.0064 = 157. A network that is off by 0.05 in ε there is off by 8\n"
-          "   in a picture that reaches from -1 to 1; clipped, it is a saturated colour that no later step repairs")
+    print("   By hand, for t = 999: √(1 - 0.00635²) / 0.00635 = 157. A network that is off by 0.05 in ε is off by 8\n"
+          "   in an image that goes from -1 to 1. Clipped, that is a saturated colour which no later step repairs.")
 
 
 def real_pictures():
-    """-> what CAPTIONS should look like, [n, 3, 64, 64] and [n, 3, 16, 16] in [-1, 1]."""
+    """What CAPTIONS should look like: -> [6, 3, 64, 64] and the same reduced to [6, 3, 16, 16], in [-1, 1]."""
     rng = random.Random(7)
     scenes = [tokenizer.Scene.parse(caption).fill(rng) for caption in CAPTIONS]
     pictures = diffusion.draw_all(scenes, rng)
@@ -149,7 +151,7 @@ def real_pictures():
 
 @torch.no_grad()
 def show_errors(model, process, true, low_res, cond):
-    """How far the trained upsampler's predicted picture is off, from little noise to nothing but noise."""
+    """How far the trained upsampler's predicted x_0 is off, from little noise to nothing but noise."""
     print("\n── 2. The small upsampler's x̂_0: mean error on [-1, 1], from little noise to nothing but noise")
     cond, g = model.prepare(low_res=low_res, **cond), torch.Generator().manual_seed(0)
     for step in (100, 300, 500, 700, 900, 999):
@@ -160,33 +162,29 @@ def show_errors(model, process, true, low_res, cond):
 
 
 def compare(true, low_res, large, seconds):
-    """The enlarged pictures beside bicubic interpolation. -> bicubic's, [n, 3, 64, 64]
+    """The enlarged images next to those of bicubic interpolation. -> bicubic's, [6, 3, 64, 64]
 
-    Three numbers, since none tells all: does the colour stay what it was (reduced again, the result should be the
-    small picture), how near is each pixel (PSNR, which favours blur), and are edges as steep as true ones are?
+    Three numbers, since none of them tells everything: are the colours unchanged (reduced again, the result should be
+    the small image), how close is each pixel (PSNR, which prefers blur), and are edges as steep as the true ones?
     """
-    print(f"\n── 3. {len(true)} pictures of 16×16 enlarged to 64×64: 27 steps, {seconds:.1f} s")
+    print(f"\n── 3. {len(true)} pictures enlarged from 16×16 to 64×64 in 27 steps, {seconds:.1f} s")
     bicubic = F.interpolate(low_res, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
-    for name, x in ("bicubic", bicubic), ("upsampler", large):
+    for name, x in ("bicubic", bicubic), ("upsampler", large), ("truth", true):
         colour, decibels = color_error(x, low_res).mean(), psnr(x, true).mean()
         edges = x.diff(dim=3).abs().flatten(1).quantile(0.99, dim=1).mean()
-        print(f"   {name:<10} colour off by {colour:.4f} on [0, 1], PSNR {decibels:.1f} dB, steepest edges {edges:.2f}")
-    print(f"   {'truth':<10} steepest edges {true.diff(dim=3).abs().flatten(1).quantile(0.99, dim=1).mean():.2f}")
+        print(f"   {name:<10} colours off by {colour:.4f}, PSNR {decibels:4.1f} dB, steepest edges {edges:.2f}")
     return bicubic
 
 
 def save_picture(rows, path):
-    """One row each: small, bicubic, upsampler, truth; one column a caption."""
-    from matplotlib.figure import Figure
+    """One row each of low_res, bicubic, upsampler and truth, [6, 3, H, W]; one column for each caption."""
+    from matplotlib.figure import Figure            # here, so that importing this file stays quick
     figure = Figure(figsize=(14, 9.8), layout="constrained")
-    axes = figure.subplots(len(rows), len(CAPTIONS))
-    for i, (name, pictures) in enumerate(rows.items()):
-        axes[i, 0].set_ylabel(name, size=16)
-        for j, picture in enumerate(pictures):
-            axes[i, j].imshow(picture.clamp(-1, 1).add(1).div(2).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes[i, j].set(xticks=[], yticks=[])
-    for ax, caption in zip(axes[0], CAPTIONS):
-        ax.set_title(caption.replace(" on ", "\non "), size=11)
+    for axes, (name, images) in zip(figure.subplots(len(rows), 1), rows.items()):
+        axes.imshow(diffusion.image_grid(images, columns=6, zoom=256 // images.shape[-1], gap=8, color="silver"))
+        axes.set_yticks([128], [name], size=17, rotation=90, va="center")
+        axes.set_xticks(range(128, 6 * 264, 264), [text.replace(" on ", "\non ") for text in CAPTIONS], size=12)
+        axes.tick_params(length=0, labelbottom=False, labeltop=axes.get_subplotspec().is_first_row())
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=90)
 
@@ -203,7 +201,8 @@ def main():
     bicubic = compare(true, low_res, large, time.time() - start)
     save_picture({"16×16": low_res, "bicubic": bicubic, "upsampler": large, "truth, 64×64": true},
                  OUTPUTS / "07_upsample.png")
-    print("\nThe picture is outputs/07_upsample.png.\nNext: python 08_train.py trains such models.")
+    print("\nThe picture is outputs/07_upsample.png. Its lesson: lessons/07_upsample.ipynb.\n"
+          "Next: python 08_train.py trains such models.")
 
 
 if __name__ == "__main__":
