@@ -2,8 +2,8 @@ r"""
 01 · Text becomes integers.
 
 A network adds and multiplies, so a caption must first become a list of integers. Byte-pair encoding finds
-that list. It starts from the bytes, of which there are only 256, and glues the most frequent pair of
-neighbours together, again and again, until the words of the language are single tokens:
+that list. It starts from bytes, of which there are only 256, and merges the most frequent pair of neighbours,
+again and again, until the words of the language are single tokens:
 
     "a red heart"                                 a text
         │  UTF-8
@@ -12,20 +12,20 @@ neighbours together, again and again, until the words of the language are single
     [a] [·red] [·heart]                           3 tokens; in GPT-2's numbers 64, 2266, 2612
         │  pad
     64 2266 2612 end end end end end              a fixed length …
-     1    1    1   0   0   0   0   0              … and a mask: which of them are the caption
+     1    1    1   0   0   0   0   0              … and a mask that tells which of them are the caption
 
-Three vocabularies share this one method: the one we train ourselves, GPT-2's, which GLIDE reads, and CLIP's.
+Three vocabularies use this method: the one we train ourselves, GPT-2's, which is GLIDE's too, and CLIP's.
 The second half of the file is the little language: captions like "a small red heart above a large blue
 umbrella", drawn at random and parsed back, so that later files can train on a laptop and *measure* whether
-a picture shows what its caption says. Left out: text repair (the released CLIP tokenizer first runs its
-text through the package ftfy), and meaning, which begins in 02.
+a picture shows what its caption says. Left out are text repair (the released CLIP tokenizer first runs its
+text through the package ftfy) and meaning, which begins in 02.
 
 Papers: byte-pair encoding for words, Sennrich et al. 2016, arXiv 1508.07909 (section 3.2, algorithm 1);
 on bytes, GPT-2, Radford et al. 2019 (section 2.2); CLIP, Radford et al. 2021, arXiv 2103.00020 (section
 2.4); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: a caption becomes K tokens).
 
     python 01_tokenizer.py        about two seconds: bytes, merges being learned, padding, captions
-                                  and their truth; outputs/01_tokenizer.png: letters growing into words
+                                  and what they claim; outputs/01_tokenizer.png: letters growing into words
 """
 import colorsys
 import gzip
@@ -42,8 +42,8 @@ from pathlib import Path
 
 # --- Bytes ---
 
-# A vocabulary needs some order of its 256 bytes. GPT-2's puts those first that are a visible character in
-# Latin-1, and the other 68 after them: the letter a, byte 97, has id 64, and the space, byte 32, has id 220.
+# A vocabulary needs some order of its 256 bytes. GPT-2's starts with those that are a visible character in
+# Latin-1, followed by the other 68: the letter a, byte 97, has id 64, and the space, byte 32, has id 220.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = [bytes([b]) for b in VISIBLE + [b for b in range(256) if b not in VISIBLE]]      # id -> byte
 ID_OF_BYTE = {byte[0]: i for i, byte in enumerate(BYTES)}
@@ -56,30 +56,30 @@ SYMBOLS = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(68)]
 def byte_ids(piece):
     """The UTF-8 bytes of a piece of text, as a tuple of ids 0 … 255.
 
-    Half of a surrogate pair is no character and has no UTF-8 form: it becomes "?", and no string can fail.
+    Half of a surrogate pair is not a character and has no UTF-8 form. It becomes "?", so that no string can fail.
     """
     return tuple(ID_OF_BYTE[byte] for byte in piece.encode("utf-8", "replace"))
 
 
-# --- Pieces: no merge crosses their borders ---
+# --- Pieces: no merge crosses their boundaries ---
 
-# Without borders "dog." and "dog!" would become tokens of their own (GPT-2, section 2.2). GPT-2 cuts off
-# contractions, then runs of letters, of numbers, of anything else, each with the one space in front of it;
-# of a longer run of white space the last character is left for the word that follows.
+# Without boundaries "dog." and "dog!" would become tokens of their own (GPT-2, section 2.2). GPT-2 cuts off
+# contractions, then runs of letters, of numbers, of anything else, each with the one space in front of it.
+# The last character of a longer run of white space is left for the word that follows.
 GPT2_CUT = re.compile(r"'(?:[sdmt]|re|ve|ll)| ?[a-zA-Z]+| ?[0-9]+| ?[^\sa-zA-Z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 
-# CLIP drops white space, takes digits one by one, and knows its two markers when a text holds them.
+# CLIP drops white space, takes digits one by one, and recognises its two markers in a text.
 CLIP_MARKERS = ("<|startoftext|>", "<|endoftext|>")
 CLIP_CUT = re.compile(r"<\|(?:start|end)oftext\|>|'(?:[sdmt]|re|ve|ll)|[a-z]+|[0-9]|[^\sa-z0-9]+", re.ASCII)
 
 
 def stand_in(char):
-    r"""The ASCII character that takes this one's place while a text is cut: x, 0, line feed or #.
+    r"""The ASCII character that stands in for this one while a text is cut: x, 0, line feed or #.
 
-    The published patterns ask for Unicode's letters, numbers and white space. Python's `re` has no name for
-    the first two, and its \s takes U+001C–1F for white space, which Unicode and the released code do not. So
-    we decide by Unicode category, and our patterns need ASCII only. (A character that is younger than your
-    Python's tables has no category yet: it counts as "anything else".)
+    The published patterns use Unicode's classes of letters, numbers and white space. Python's `re` has no name
+    for the first two, and its \s includes U+001C–1F, which Unicode and the released code do not count as white
+    space. So we decide by Unicode category, and our patterns need ASCII only. (A character newer than your
+    Python's tables has no category yet, and counts as "anything else".)
     """
     if char < "\x80":
         return char
@@ -88,19 +88,19 @@ def stand_in(char):
 
 
 def cut(pattern, text):
-    """The pieces of a text, a list of strings. One character stands in for one, so the spans are the same."""
+    """The pieces of a text, a list of strings. Each character has one stand-in, so the spans are the same."""
     shape = text if text.isascii() else "".join(map(stand_in, text))
     return [text[found.start():found.end()] for found in pattern.finditer(shape)]
 
 
 # --- Merges ---
 
-# Bytes alone would make a caption some forty tokens long, and attention (02) costs the square of that. A
-# token for every word would be short, but no list of words is ever complete. Merges lie between the two:
-# frequent words become one token, rare ones a few, and whatever is left over stays bytes.
+# With bytes alone a caption would be about forty tokens long, and attention (02) costs the square of that. With a
+# token for every word it would be short, but no list of words is ever complete. Merges are a compromise:
+# frequent words become one token, rare ones a few, and anything else stays bytes.
 
 def merge(ids, pair, new):
-    """A tuple of ids with each pair of neighbours (a, b) replaced by `new`, from the left: a a a -> new a."""
+    """A tuple of ids in which `new` replaces each occurrence of the pair, from the left: a a a -> new a."""
     out = []
     for i in ids:
         if out and (out[-1], i) == pair:
@@ -111,11 +111,11 @@ def merge(ids, pair, new):
 
 
 def learn_merges(pieces):
-    """Algorithm 1 of Sennrich et al.: count the pairs of neighbours, merge the most frequent, count again.
+    """Algorithm 1 of Sennrich et al.: count the pairs of neighbours, merge the most frequent one, count again.
 
     pieces: {piece of text: how often it occurs}. Yields (pair, how often it occurred), one merge at a time,
-    until every piece is one token; of equally frequent pairs the one met first wins. Each different piece is
-    looked at once, however often it occurs: that is what makes counting everything anew cheap enough.
+    until every piece is one token. If several pairs are equally frequent, the first one found wins. Each distinct
+    piece is looked at only once, however often it occurs; this makes it cheap to count everything again.
     """
     words = {byte_ids(piece): times for piece, times in pieces.items()}
     for new in count(256):
@@ -133,14 +133,14 @@ def learn_merges(pieces):
 def read_merges(path, alphabet, header, wanted):
     """The first `wanted` merges of a published list, as pairs of ids.
 
-    alphabet: the symbols of the first ids; header: what the file's first line must be. Each later line
-    names two symbols, which glued together are the next symbol (no published list makes one symbol twice).
-    Raises FileNotFoundError, or ValueError for a file that is damaged, cut short or something else.
+    alphabet: the symbols of the first ids; header: what the file's first line must be. Each later line names
+    two symbols, which joined together are the next symbol (no published list makes a symbol twice).
+    Raises FileNotFoundError, or ValueError for a file that is damaged, truncated or something else.
     """
     ids, merges = {symbol: i for i, symbol in enumerate(alphabet)}, []
     data = Path(path).read_bytes()
     try:
-        # CLIP's list comes packed, GPT-2's does not; the first two bytes tell.
+        # CLIP's list is compressed and GPT-2's is not; the first two bytes tell which it is.
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
         first, *lines = data.decode("utf-8").splitlines()
         if first != header or len(lines) < wanted:
@@ -157,10 +157,10 @@ def read_merges(path, alphabet, header, wanted):
 # --- Tokenizers ---
 
 class BytePairs:
-    """A vocabulary: an alphabet, then what merges make of it, then markers. What both tokenizers share.
+    """A vocabulary: an alphabet, then what merges make of it, then markers. The base of both tokenizers.
 
-    alphabet, markers: lists of bytes objects, what the first and the last ids stand for. merges: pairs of ids
-    in the order of learning; merge k makes id len(alphabet) + k out of two smaller ids.
+    alphabet, markers: lists of bytes objects, which the first and the last ids stand for. merges: pairs of ids
+    in the order in which they were learned; merge k makes id len(alphabet) + k out of two smaller ids.
     """
     def __init__(self, alphabet, merges, markers):
         self.merges = [(left, right) for left, right in merges]         # from a file they may come as lists
@@ -169,13 +169,13 @@ class BytePairs:
         for left, right in self.merges:
             self.tokens.append(self.tokens[left] + self.tokens[right])
         self.tokens += markers
-        self.vocab_size = len(self.tokens)                  # so the largest id is one less
-        self.cache = {}                                     # piece -> ids: captions repeat their words
+        self.vocab_size = len(self.tokens)                  # the largest id is one less
+        self.cache = {}                                     # piece -> ids, since captions repeat their words
 
     def merge_all(self, ids):
-        """Of all pairs present, merges the one that was learned first; again, until none is left.
+        """Merges the pair that was learned first, of all that are present, again and again until none is left.
 
-        First learned, not first in the text: the merges are replayed in the order in which they were made.
+        It is the first learned, not the first in the text, so merges are replayed in the order they were made in.
         """
         while pairs := self.new_id.keys() & set(zip(ids, ids[1:])):
             first = min(pairs, key=self.new_id.get)
@@ -183,27 +183,27 @@ class BytePairs:
         return ids
 
     def piece_ids(self, piece, start):
-        """A piece as a tuple of ids; start(piece) is the tuple of the alphabet's ids to begin with."""
+        """A piece as a tuple of ids; start(piece) spells it in ids of the alphabet."""
         ids = self.cache.get(piece)
         if ids is None:
-            if len(self.cache) >= 50_000:                   # the web never runs out of new words
+            if len(self.cache) >= 50_000:                   # captions from the web never run out of new words
                 self.cache.clear()
             ids = self.cache[piece] = self.merge_all(start(piece))
         return ids
 
     def decode(self, ids):
-        """The text that ids stand for; IndexError for an id the vocabulary lacks.
+        """The text that ids stand for. Raises IndexError for an id that the vocabulary does not have.
 
-        A character may be spread over several tokens; where some of its bytes are missing, U+FFFD appears.
+        A character may be spread over several tokens; if some of its bytes are missing, it becomes U+FFFD.
         """
         return b"".join([self.tokens[i] for i in ids]).decode("utf-8", "replace")
 
 
 class BPETokenizer(BytePairs):
-    """Byte pairs as in GPT-2: ids 0 … 255 are bytes, then come the merges in order, then the end token.
+    """Byte pairs as in GPT-2: ids 0 … 255 are bytes, followed by the merges in order and the end token.
 
-    Its merges are all a checkpoint has to keep: BPETokenizer(tokenizer.merges) is the same tokenizer again.
-    lower: whether capitals are made small on the way in, as GLIDE does. The end token decodes to nothing.
+    A weight file only has to keep its merges: BPETokenizer(tokenizer.merges) is the same tokenizer again.
+    lower: whether texts are lower-cased before encoding, as in GLIDE. The end token decodes to nothing.
     """
     def __init__(self, merges, *, lower=True):
         super().__init__(BYTES, merges, [b""])
@@ -212,9 +212,10 @@ class BPETokenizer(BytePairs):
 
     @classmethod
     def train(cls, texts, vocab_size):
-        """Learns merges from texts, an iterable of strings, up to a vocabulary of vocab_size: 257 or more.
+        """Learns merges from texts, an iterable of strings, until the vocabulary has vocab_size ids.
 
-        The vocabulary stays smaller when all words become single tokens first: no pair is left to merge then.
+        It stays smaller if all words become single tokens first, since no pair is left to merge then.
+        Raises ValueError for a vocab_size below 257, which the bytes and the end token need.
         """
         if vocab_size < 257:
             raise ValueError(f"vocab_size is {vocab_size}; the 256 bytes and the end token alone make 257")
@@ -223,21 +224,21 @@ class BPETokenizer(BytePairs):
 
     @classmethod
     def from_gpt2(cls, path):
-        """GLIDE's vocabulary of 50,257, from vocab.bpe: GPT-2's 50,000 merges. Raises as read_merges does.
+        """GLIDE's vocabulary of 50,257, from vocab.bpe, GPT-2's 50,000 merges. Raises what read_merges raises.
 
-        GLIDE keeps GPT-2's numbers and forgets GPT-2's capitals; its own end token, 50256, is GPT-2's too.
+        GLIDE keeps GPT-2's ids, its end token 50256 included, but lower-cases the text.
         """
         return cls(read_merges(path, SYMBOLS, "#version: 0.2", 50_000))
 
     def encode(self, text):
-        """Any text as a list of ids, without the end token; empty for an empty text."""
+        """Any text as a list of ids, without the end token. An empty text gives an empty list."""
         pieces = cut(GPT2_CUT, text.lower() if self.lower else text)
         return [i for piece in pieces for i in self.piece_ids(piece, byte_ids)]
 
     def pad(self, ids, length):
-        """(ids, mask), two lists of this length: what is too long is cut, what is too short filled up.
+        """(ids, mask), two lists of this length: ids that are too many are cut off, missing ones filled in.
 
-        The filling is the end token, and the mask is False there: 02 puts learned vectors in its place.
+        The padding is the end token, and the mask is False there: 02 replaces it by learned vectors.
         """
         ids = list(ids)[:length]
         missing = length - len(ids)
@@ -245,29 +246,30 @@ class BPETokenizer(BytePairs):
 
 
 class CLIPTokenizer(BytePairs):
-    """CLIP's byte pairs: bytes that end a word are ids of their own, so "art" and "artist" begin differently.
+    """CLIP's byte pairs, for the released noised CLIP (05). A byte at the end of a word has an id of its own, so
+    "art" and "artist" begin with different tokens.
 
-    ids: 256 bytes, the same ending a word, the merges, start_token, end_token. For the noised CLIP of 05.
+    ids: 256 bytes, the same bytes at the end of a word, the merges, start_token, end_token.
     """
     def __init__(self, merges):
-        endings = [byte + b" " for byte in BYTES]           # the file's "</w>" is a space in the text
+        endings = [byte + b" " for byte in BYTES]           # the file's "</w>" decodes to a space
         super().__init__(BYTES + endings, merges, [marker.encode() for marker in CLIP_MARKERS])
         self.start_token, self.end_token = self.vocab_size - 2, self.vocab_size - 1
 
     @classmethod
     def from_file(cls, path):
-        """CLIP's vocabulary of 49,408, from bpe_simple_vocab_16e6.txt.gz. Raises as read_merges does.
+        """CLIP's vocabulary of 49,408, from bpe_simple_vocab_16e6.txt.gz. Raises what read_merges raises.
 
-        The file holds 262,144 merges. CLIP takes the first 48,894: with 512 bytes and 2 markers, 49,408 ids.
+        The file holds 262,144 merges. CLIP uses the first 48,894; with 512 bytes and 2 markers that is 49,408 ids.
         """
         alphabet = SYMBOLS + [symbol + "</w>" for symbol in SYMBOLS]
         return cls(read_merges(path, alphabet, '"bpe_simple_vocab_16e6.txt#version: 0.2', 48_894))
 
     def encode(self, text):
-        """Any text as a list of ids, without the start and end that `pad` puts round it.
+        """Any text as a list of ids, without the start and end tokens that `pad` adds.
 
-        Captions from web pages hold &amp;amp; for &, hence unescaping twice. The released code also collapses
-        white space; no piece holds any, so that would change nothing here.
+        Captions from web pages have &amp;amp; for &, so they are unescaped twice. The released code also collapses
+        white space, which would change nothing here, because no piece contains any.
         """
         text = html.unescape(html.unescape(text)).strip().lower()
         markers = dict(zip(CLIP_MARKERS, [(self.start_token,), (self.end_token,)]))
@@ -275,28 +277,29 @@ class CLIPTokenizer(BytePairs):
                 for i in markers.get(piece) or self.piece_ids(piece, word_ids)]
 
     def pad(self, ids, length):
-        """([start, *ids, end, 0, …], true length): a list of this length, 2 or more, and how much counts.
+        """([start, *ids, end, 0, …], true length): a list of this length, at least 2, and how much of it is text.
 
-        What is too long is cut, but the end token stays: its place is where CLIP reads off what a text means.
+        If there are too many ids they are cut, but the end token stays, because CLIP reads a text's meaning there.
         """
         ids = [self.start_token, *list(ids)[:length - 2], self.end_token]
         return ids + [0] * (length - len(ids)), len(ids)
 
 
 def word_ids(piece):
-    """byte_ids for CLIP: the last byte ends a word, which is 256 ids further on."""
+    """byte_ids for CLIP: the last byte ends a word, so its id is 256 larger."""
     *first, last = byte_ids(piece)
     return (*first, last + 256)
 
 
 def load_tokenizer(saved):
-    """The tokenizer of a weight file (03), out of the merges that it holds: CLIP's, or one like GPT-2's."""
+    """The tokenizer of a weight file (03), from the merges in it: a CLIPTokenizer if its vocabulary is "clip", else a
+    BPETokenizer."""
     return (CLIPTokenizer if saved.get("vocabulary") == "clip" else BPETokenizer)(saved["tokenizer"])
 
 
 # --- The little language ---
 
-# What there is to draw, and the word for several of it. Module 04 holds a glyph for every noun.
+# What there is to draw, and its plural. 04 has a glyph for every noun.
 NOUNS = {noun: noun + "s" for noun in (
     "heart star umbrella cloud sun moon house diamond anchor airplane flower club spade telephone envelope "
     "knight rook queen note skull flag gear smiley pencil bolt cat").split()}
@@ -305,13 +308,13 @@ NOUNS |= {"snowman": "snowmen", "cross": "crosses"}
 # The clearest shapes, for a first model that draws one thing at a time.
 EASY_NOUNS = tuple("heart star umbrella cloud sun moon house diamond anchor airplane cross flower".split())
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "cyan")
-BACKGROUNDS = ("white", "gray", "black", "brown")           # no colour of a thing: a thing always shows
+BACKGROUNDS = ("white", "gray", "black", "brown")           # no thing has these colours, so it is always visible
 SIZES = ("small", "large")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 COUNTS = {"two": 2, "three": 3}
 
-# Training shows each of these colours and each of these nouns, but never the two together. Can a model that
-# saw green stars and red hearts draw a green heart? That is the question of composition.
+# Training shows each of these colours and each of these nouns, but never these pairs. Can a model that has seen
+# green stars and red hearts draw a green heart? That tests composition.
 HELD_OUT = frozenset({("green", "heart"), ("purple", "star"), ("orange", "umbrella"), ("pink", "cloud"),
                       ("cyan", "moon"), ("yellow", "house"), ("blue", "diamond"), ("red", "anchor")})
 
@@ -328,32 +331,32 @@ def known_words():
 
 
 def unknown_words(text):
-    """The words of a text that the little language lacks: a list, in order, in lower case, each once."""
+    """The words of a text that the little language does not have: a list, in order, in lower case, each once."""
     known = known_words()
     return [word for word in dict.fromkeys(text.lower().split()) if word not in known]
 
 
 def vocabulary():
-    """The words of the little language by kind, in one line: for error messages and for help."""
+    """The words of the little language by kind, in one line, for error messages and help texts."""
     return "; ".join(f"{kind}: {', '.join(words)}" for kind, words in WORDS.items())
 
 
 def with_article(words):
-    """With "a" or "an" in front: "a red heart", but "an orange heart", though it is a heart both times."""
+    """words with "a" or "an" in front: "a red heart", but "an orange heart"."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def one_of(name, words):
-    """A regular expression for any one of these words, which its match will call by this name."""
+    """A regular expression for any one of these words, as a group of this name."""
     return f"(?P<{name}>{'|'.join(words)})"
 
 
 def thing_like(i, nouns):
-    """A regular expression for one thing; `i` ends its names, since none may stand twice in an expression."""
+    """A regular expression for one thing; its groups' names end in `i`, since a name may occur only once."""
     return f"(?:{one_of('size' + i, SIZES)} )?{one_of('color' + i, COLORS)} {one_of('noun' + i, nouns)}"
 
 
-# The whole language is one regular expression, built from the tables: a change to them changes the language.
+# The whole language is one regular expression, built from the tables, so changing them changes the language.
 #   (a THING [RELATION a THING] | COUNT THINGS) [on a BACKGROUND background]
 ONE_OR_TWO = f"an? {thing_like('1', NOUNS)}(?: {one_of('relation', RELATIONS)} an? {thing_like('2', NOUNS)})?"
 SEVERAL = f"{one_of('count', COUNTS)} {thing_like('', SINGULAR)}"
@@ -362,9 +365,9 @@ GRAMMAR = re.compile(f"(?:{ONE_OR_TWO}|{SEVERAL})(?: on an? {one_of('background'
 
 @dataclass(frozen=True)
 class Thing:
-    """One noun of NOUNS, with its colour, of COLORS, and its size, of SIZES or None: the caption is silent.
+    """A noun of NOUNS with a colour of COLORS and a size of SIZES, or None if the caption does not say.
 
-    "Three green snowmen" are one Thing as well; the Scene holds the count.
+    "Three green snowmen" are one Thing as well; the Scene has the count.
     """
     noun: str
     color: str
@@ -373,10 +376,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says: one thing; two or three of a kind; or two things and how they lie.
+    """What a caption says: one thing; two or three of a kind; or two things and their relation.
 
     things: one Thing, or two if there is a relation (of RELATIONS). count: 1, or 2 or 3 of the only Thing.
-    background: of BACKGROUNDS, or None: the caption is silent. Two scenes are equal if they say the same.
+    background: one of BACKGROUNDS, or None if the caption does not say. Scenes that say the same are equal.
     """
     things: tuple[Thing, ...]
     count: int = 1
@@ -399,10 +402,10 @@ class Scene:
 
     @classmethod
     def parse(cls, text):
-        """The scene that a caption describes: the inverse of `caption`. Case and extra spaces do not matter.
+        """The scene that a caption describes: the inverse of `caption`. Case and extra white space do not matter.
 
-        Raises ValueError, one line: an unknown word is named and the known ones are listed; for known words
-        in an order that means nothing, the message shows what captions look like.
+        Raises ValueError with a one-line message. It names unknown words and lists the known ones; if known words
+        are in an order that makes no caption, it shows what captions look like.
         """
         if unknown := unknown_words(text):
             raise ValueError(f"unknown {', '.join(map(repr, unknown))}; the language has {vocabulary()}")
@@ -415,44 +418,44 @@ class Scene:
         return cls(tuple(things), COUNTS.get(part["count"], 1), part["relation"], part["background"])
 
     def canonical(self):
-        """The same picture, said the one way: of a pair, the left or the upper thing is named first.
+        """The same picture in its standard form, which names the left or the upper thing of a pair first.
 
-        "A heart below a star" and "a star above a heart" are one picture; canonical scenes compare equal.
+        "A heart below a star" and "a star above a heart" are the same picture; their canonical scenes are equal.
         """
         if self.relation not in OPPOSITES:
             return self
         return replace(self, things=self.things[::-1], relation=OPPOSITES[self.relation])
 
     def fill(self, rng):
-        """A scene that can be drawn: rng, a random.Random, decides the sizes and background left open."""
+        """A scene that can be drawn: rng, a random.Random, chooses the sizes and the background left open."""
         things = [thing if thing.size else replace(thing, size=rng.choice(SIZES)) for thing in self.things]
         return replace(self, things=tuple(things), background=self.background or rng.choice(BACKGROUNDS))
 
 
-# All (colour, noun) that may be drawn. Choosing from a list is quicker than drawing until a pair is allowed.
+# All (colour, noun) pairs that training may draw. Choosing from a list is faster than rejecting what is held out.
 TRAINING_PAIRS = [(color, noun) for noun in NOUNS for color in COLORS if (color, noun) not in HELD_OUT]
 EASY_PAIRS = [(color, noun) for color, noun in TRAINING_PAIRS if noun in EASY_NOUNS]
-HELD_OUT_PAIRS = sorted(HELD_OUT)                           # a set's own order changes from run to run
+HELD_OUT_PAIRS = sorted(HELD_OUT)                           # the order of a set changes from run to run
 
 
 def seeded_rng(*names):
-    """A random.Random that depends on these names alone: the same names, the same numbers, on any machine."""
+    """A random.Random that depends only on these names: the same names give the same numbers on any machine."""
     return random.Random(" ".join(map(str, names)))
 
 
 def random_thing(rng, pairs):
-    """A Thing with one of these (colour, noun) pairs; half the time its size is said."""
+    """A Thing with one of these (colour, noun) pairs; half of the time it has a size."""
     color, noun = rng.choice(pairs)
     return Thing(noun, color, rng.choice(SIZES) if rng.random() < 0.5 else None)
 
 
 def random_scene(rng, difficulty="full", held_out=False):
-    """A scene for training or for measuring, drawn by rng, a random.Random, in a few microseconds.
+    """A random scene for training or for measuring, drawn by rng, a random.Random, in a few microseconds.
 
-    difficulty: "single", one thing out of EASY_NOUNS; or "full", out of all NOUNS: 40% one thing, 40% two
-    that differ in noun or colour, 20% two or three of a kind. What a caption may leave open it says half the
-    time. held_out: whether a thing's (colour, noun) is in HELD_OUT. False, for training: none ever is. True,
-    for measuring composition: one is, and the other thing of a pair is an ordinary one.
+    difficulty: "single" is one thing out of EASY_NOUNS. "full" uses all NOUNS: 40% are one thing, 40% two that
+    differ in noun or colour, 20% two or three of a kind. What a caption may leave open it says half of the time.
+    held_out: False, for training, never uses a (colour, noun) pair of HELD_OUT. True, for measuring composition,
+    always uses one; the other thing of two is an ordinary one. Raises ValueError for another difficulty.
     """
     if difficulty not in ("single", "full"):
         raise ValueError(f'difficulty is "single" or "full", not {difficulty!r}')
@@ -473,10 +476,10 @@ def random_scene(rng, difficulty="full", held_out=False):
 
 @lru_cache
 def world_tokenizer():
-    """The tokenizer of the little language, trained on 4,000 captions, always the same: a tenth of a second.
+    """The tokenizer of the little language, trained on the same 4,000 captions each time, in a tenth of a second.
 
-    It stops by itself, well below the 1,024 ids allowed, when every word of the language is one token. The
-    longest captions are 16 tokens. Change a table above and ids change with it: checkpoints keep the merges.
+    Training ends well below the 1,024 ids allowed, when every word of the language is one token. The longest
+    captions have 16 tokens. Changing a table above changes the ids, which is why weight files keep the merges.
     """
     rng = random.Random(0)
     return BPETokenizer.train([random_scene(rng).caption() for _ in range(4_000)], 1_024)
@@ -494,7 +497,7 @@ def bars(tokenizer, text):
 
 
 def show_learning(captions):
-    """Bytes; the first merges one by one, then some of the later ones, and what they do to one caption."""
+    """Bytes; the first merges one by one, then some later ones, and what they do to one caption."""
     print("\n1. Every text is bytes, and there are only 256 of them")
     print(f"   'a ♥' is the bytes {list('a ♥'.encode())}, in GPT-2's order {list(byte_ids('a ♥'))}")
     print(f"\n2. Learning from {len(captions):,} captions: the most frequent pair becomes a token")
@@ -509,8 +512,8 @@ def show_learning(captions):
 
 
 def show_coding(tokenizer):
-    """Known words, unknown words, and a fixed length. (A lone � is a part of a character.)"""
-    print(f"\n3. Encoding with all {tokenizer.vocab_size} ids: unknown words fall apart, none is lost")
+    """Known words, unknown words, and a fixed length. (A lone � is part of a character.)"""
+    print(f"\n3. Encoding with all {tokenizer.vocab_size} ids: unknown words fall into pieces, but none is lost")
     for text in ("A red heart", "a red heartbeat", "un cœur ♥"):
         ids = tokenizer.encode(text)
         print(f"   {text!r} {ids}\n      {bars(tokenizer, text)} decodes to {tokenizer.decode(ids)!r}")
@@ -519,22 +522,22 @@ def show_coding(tokenizer):
 
 
 def show_language(rng):
-    """Captions with the truth they hold, one picture said in two ways, and a word too many."""
+    """Captions and the scenes they describe, one picture described in two ways, and an unknown word."""
     print("\n5. The little language: random captions, and what each of them claims")
     for scene in (random_scene(rng) for _ in range(4)):
         print(f"   {scene.caption()!r}\n      {Scene.parse(scene.caption())}")
     scene = Scene.parse("a pink heart below a cyan star")
-    print(f"   {scene.caption()!r} is the picture of {scene.canonical().caption()!r}\n"
-          f"   'a red dog' is none: {unknown_words('a red dog')} is not in the language")
+    print(f"   {scene.caption()!r} is the same picture as {scene.canonical().caption()!r}\n"
+          f"   'a red dog' is no caption: {unknown_words('a red dog')} is not in the language")
 
 
 def draw_tokens(axes, row, tokenizer):
-    """One row of the picture: each token a box, grey for a byte, a colour of its own for what merges made."""
+    """One row of the picture: each token is a box, grey for a byte, in a colour of its own if merges made it."""
     ids = tokenizer.encode(CAPTION)
     widths = [len(tokenizer.decode([i])) for i in ids]
-    # A box reaches from the end of the token before it to its own end, less a small gap.
+    # A box reaches from the end of the token before it to its own end, minus a small gap.
     left, width = [end - w + 0.07 for end, w in zip(accumulate(widths), widths)], [w - 0.14 for w in widths]
-    # Steps of the golden ratio round the colour wheel keep neighbouring ids apart; a token keeps its colour.
+    # Steps of the golden ratio round the colour wheel give neighbouring ids different colours, always the same ones.
     colors = ["#ebebeb" if i < 256 else colorsys.hsv_to_rgb(i * 0.618 % 1, 0.36, 0.96) for i in ids]
     axes.barh(row, width, 0.68, left=left, color=colors)
     for at, char in enumerate(CAPTION):
@@ -544,12 +547,12 @@ def draw_tokens(axes, row, tokenizer):
 
 
 def save_picture(tokenizer, captions, path):
-    """One caption's tokens after more and more merges, above tokens per caption against merges.
+    """Above, one caption's tokens after more and more merges; below, tokens per caption against merges.
 
-    captions: a list of strings to take the mean over; path: where the PNG goes, its folder is made.
+    captions: a list of strings to average over; path: where the PNG goes, in a folder that is made if missing.
     """
     from matplotlib.figure import Figure                    # here, so that importing this file stays quick
-    # The first n merges are a tokenizer too: the one that a smaller vocabulary would have given.
+    # The first n merges are a tokenizer as well, the one that training a smaller vocabulary would have given.
     stages = [BPETokenizer(tokenizer.merges[:n]) for n in range(len(tokenizer.merges) + 1)]
     mean = [sum(len(stage.encode(text)) for text in captions) / len(captions) for stage in stages]
     rows = [0, 25, 75, len(tokenizer.merges)]
@@ -562,7 +565,9 @@ def save_picture(tokenizer, captions, path):
         draw_tokens(boxes, row, stages[n])
         curve.annotate(f"{mean[n]:.1f}", (n, mean[n]), (4, 9), textcoords="offset points", size=13)
     curve.plot(mean, "o-", markevery=rows, color="#34495e", mfc="#e67e22", mec="#e67e22", ms=9, linewidth=2.5)
-    curve.set(xlabel="merges learned", ylabel="tokens per caption", ylim=(0, mean[0] * 1.15))
+    curve.set(ylim=(0, mean[0] * 1.15))
+    curve.set_xlabel("merges learned", size=13)
+    curve.set_ylabel("tokens per caption", size=13)
     curve.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=140, bbox_inches="tight", pad_inches=0.3)
@@ -576,7 +581,7 @@ def main():
     show_coding(world_tokenizer())
     show_language(rng)
     save_picture(world_tokenizer(), captions[:200], Path(__file__).parent / "outputs" / "01_tokenizer.png")
-    print("\nThe picture is outputs/01_tokenizer.png.\n"
+    print("\nThe picture is outputs/01_tokenizer.png. Its lesson: lessons/01_tokenizer.ipynb.\n"
           "Next: python 02_transformer.py turns these integers into vectors that look at one another.")
 
 
