@@ -60,6 +60,10 @@ FOLDERS = {"tiny": unet.WEIGHTS, "small": unet.WEIGHTS / "small", "filtered": CA
 
 # --- Models ------------------------------------------------------------------------------------------
 
+# A network's input channels tell its kind: 3 of x, 3 of low_res if it enlarges (07), 4 of a known part (06)
+KINDS = {3: "base", 6: "upsampler", 7: "inpaint", 10: "inpaint-upsampler"}
+
+
 # Weights alone are of no use: with another schedule, tokenizer or image size the same numbers draw noise. So a weight
 # file holds all of these, and a Model is what a file has become.
 @dataclass
@@ -74,7 +78,7 @@ class Model:
     tokenizer: object
     device: str
     world: str            # which part of the little world it has learned: "single" or "full"; "" for real captions
-    verbatim: bool        # whether captions are taken as they are, as OpenAI's weights do, or tidied first, as 08 does
+    verbatim: bool        # see `as_trained`
 
     @classmethod
     def load(cls, path, device="cpu", dtype=None):
@@ -91,14 +95,20 @@ class Model:
         config = network.config
         network = to_dtype(network, dtype or usual_dtype(config, device)).to(device)
         process = diffusion.DiffusionConfig(**saved["diffusion"])
-        kind = {3: "base", 6: "upsampler", 7: "inpaint", 10: "inpaint-upsampler"}[config.in_channels]
-        return cls(kind, upsample.denoiser_of(network, config, process), config, process, saved["size"],
+        denoiser = upsample.denoiser_of(network, config, process)
+        return cls(KINDS[config.in_channels], denoiser, config, process, saved["size"],
                    tokenizer.load_tokenizer(saved), device, saved["world"], saved.get("verbatim", False))
 
     def encode(self, prompts):
         """Tokens and mask, [B, K] each, by name."""
-        words = prompts if self.verbatim else [train.tidy(prompt) for prompt in prompts]
+        words = [as_trained(prompt, self.verbatim) for prompt in prompts]
         return transformer.encode(words, self.tokenizer, self.config.text.context, self.device)
+
+
+def as_trained(prompt, verbatim):
+    """A prompt as the captions were that a model was trained on: OpenAI's as they are, ours with tidy white space. An
+    extra space is a token that ours have never seen, and they draw something else."""
+    return prompt if verbatim else train.tidy(prompt)
 
 
 LARGE = 128     # channels from which 16 bits, and channels last in memory, make a network faster
@@ -177,7 +187,13 @@ class Weights:
     def read(self, path):
         """A file's header; for one that is missing, a sentence that says where it comes from."""
         if path.exists():
-            return unet.read_weights(path)
+            saved = unet.read_weights(path)
+            if lacking := {"size", "diffusion", "tokenizer", "world"} - set(saved):
+                raise ValueError(f"{path} does not say its {', '.join(sorted(lacking))}, as a file of 08_train.py does")
+            kind = KINDS.get(saved["config"].get("in_channels"), "clip" if "patch" in saved["config"] else "unknown")
+            if kind != path.stem:
+                raise ValueError(f"{path} holds a model of another kind: {kind}")
+            return saved
         what = {"clip": " clip"}.get(path.stem, "")
         how = (f"python lessons/12_released.py fetch{what} brings it" if self.folder == FOLDERS["filtered"] else
                f"python 08_train.py{what} trains one, and its {path.name} belongs there")
@@ -338,7 +354,7 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
     callback(stage, x0, done, total)  is told of every step: "base" or "upsampler", the predicted x_0, steps
     Raises ValueError where numbers overflowed (float16 ends at 65,504).
     """
-    weights = weights or Weights(clip=bool(rerank) or changes.get("guide") == "clip")
+    weights = weights or Weights(inpaints=known is not None, clip=bool(rerank) or changes.get("guide") == "clip")
     clip = weights.load("clip") if "clip" in weights.saved else None
 
     def stage(name, n, draw, **changes):
@@ -353,6 +369,8 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
             done = count(1)
             told = callback and (lambda t, x, x0: callback(name, x0, next(done), steps))
             images.append(draw(model, places, [prompt] * len(places), how, generator=generator, callback=told))
+            if not torch.isfinite(images[-1]).all():
+                raise ValueError("the numbers grew beyond what this --dtype holds; try float32, or a lower --scale")
         return torch.cat(images)
 
     def draw_base(model, places, *given, **options):
@@ -370,8 +388,6 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
         large = {"batch": changes["batch"]} if "batch" in changes else {}
         large |= {"steps": upsampler_steps} if upsampler_steps else {}
         images = stage("upsampler", n, draw_large, **large)
-    if not torch.isfinite(images).all():
-        raise ValueError("the numbers grew beyond what this --dtype holds; try float32, or a lower --scale")
     return diffusion.to_bytes(images).cpu()
 
 
@@ -396,14 +412,18 @@ def read_known(args, small):
     mask = read_image(args.mask, "L") if args.mask else args.box
     known = InpaintInput(read_image(args.image), mask, small)
     if not known.hole((small, small)).getbbox():
-        raise ValueError(f"{args.mask} leaves nothing to draw: white is where to draw, and there is none")
+        raise ValueError(f"{args.mask or '--box'} leaves nothing to draw: white is where to draw, and there is none")
     return known
 
 
 def box_mask(text):
     """A type for argparse: left,top,right,bottom, in fractions of an image's sides, as a mask that is white there."""
-    left, top, right, bottom = corners = [float(number) for number in text.split(",")]
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+    try:
+        left, top, right, bottom = corners = [float(number) for number in text.split(",")]
+        valid = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+    except ValueError:
+        valid = False
+    if not valid:
         raise argparse.ArgumentTypeError(f"{text} is not left,top,right,bottom from 0 to 1, such as 0.5,0,1,1")
     mask = Image.new("L", (1024, 1024))
     mask.paste(255, tuple(round(1024 * number) for number in corners))
@@ -433,11 +453,12 @@ def check_prompt(prompt, weights):
         strange = [thing.noun for thing in scene.things if thing.noun not in tokenizer.EASY_NOUNS]
         if weights.header("world") == "single" and (scene.kind != "single" or strange):
             raise ValueError(f"these weights know single things only: {', '.join(tokenizer.EASY_NOUNS)}")
-    context = weights.header("config")["text"]["context"]
-    ids = tokenizer.load_tokenizer(weights.saved["base"][1]).encode(prompt)
+    saved = weights.saved["base"][1]
+    words, context = tokenizer.load_tokenizer(saved), saved["config"]["text"]["context"]
+    ids = words.encode(as_trained(prompt, saved.get("verbatim", False)))
     if len(ids) > context:
-        print(f"the prompt is longer than the {context} tokens that the model reads: the last {len(ids) - context} of"
-              f" {len(ids)} are cut off")
+        print(f"the prompt is longer than the {context} tokens that the model reads: it is cut after"
+              f" {words.decode(ids[:context])[-40:]!r}")
 
 
 class Progress:
@@ -478,7 +499,10 @@ def new_file(path, free):
 
     The file is created at once, so that two runs never share one, and goes again if nothing was written to it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{path} cannot be written: a file stands where a folder would have to be") from None
     for candidate in chain([path], (path.with_name(f"{path.stem}-{k}.png") for k in count(2))):
         try:
             candidate.touch(exist_ok=False)
@@ -500,7 +524,7 @@ def arguments(argv=None):
     add = parser.add_argument
     add("prompt", help='such as "a red heart above a blue umbrella"')
     add("--preset", default="tiny", choices=tuple(FOLDERS), help="whose weights: the course's, or OpenAI's (filtered)")
-    add("--weights", type=train.path_name, help="any other folder of base.pt, upsampler.pt, clip.pt, …")
+    add("--weights", type=train.path_name, help="any other folder of base.pt, upsampler.pt, clip.pt, ...")
     add("--n", type=train.at_least(1), default=1, help="how many images (default 1)")
     add("--seed", type=train.at_least(0), help="the same seed, the same images (default: another one each time)")
     add("--scale", type=train.at_least(-1e6, float), help="guidance; 1: as trained (default 3, inpainting 5)")
@@ -539,8 +563,10 @@ def command(args):
     changes = {name: value for name, value in changes.items() if value is not None}
     if args.guide == "clip":      # DDIM shifts x̂_0 itself, by more than an image where nearly all is noise (04)
         changes = {"sampler": "ddpm", "guide": "clip"} | changes
+    if known and weights.saved["base"][0].stem == "base":
+        print(f"there is no inpaint.pt in {weights.folder}: base.pt draws around what is known without seeing it")
     if init:
-        changes["strength"] = min(1.0, args.strength)
+        changes["strength"] = args.strength
     for spec in filter(None, (args.steps, args.upsampler_steps)):
         diffusion.respace(weights.header("diffusion")["steps"], spec)      # ValueError for steps that make no sense
     seed = random.SystemRandom().randrange(10 ** 6) if args.seed is None else args.seed
