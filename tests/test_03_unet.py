@@ -1,5 +1,5 @@
-"""The U-Net: released answers, its wiring with random weights, parameter counts on the meta device."""
-import itertools
+"""The U-Net: its pieces by hand, its wiring with random weights, sizes, weight files, and the released answers."""
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -7,52 +7,30 @@ import torch
 import torch.nn.functional as F
 
 import formula
+import small
 
-unet, diffusion, train = (import_module(name) for name in ("03_unet", "04_diffusion", "08_train"))
-KINDS = ["base", "upsample", "base-inpaint", "upsample-inpaint"]
+unet, diffusion = import_module("03_unet"), import_module("04_diffusion")
 T = torch.tensor([0, 500, 999])
 
 
-def random_unet(config=unet.UNET["tiny"]):
-    torch.manual_seed(0)
-    network = unet.UNet(config).eval()
-    for p in network.parameters():   # a fresh network answers zero, whatever its wiring
-        if p.dim() > 1:
-            torch.nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
-        else:
-            p.data += 0.1 * torch.randn_like(p)
-    return network
+def random_unet(name="tiny", **changes):
+    """A network of a named size in eval mode, with random weights: a fresh one answers zero, whatever its wiring."""
+    return small.randomize(unet.UNet(replace(unet.UNET[name], **changes))).eval()
 
 
-def captions(batch=3, seed=1):
-    g = torch.Generator().manual_seed(seed)
+def captions(batch=3):
+    """Random tokens: a full caption, one of five tokens, an empty one."""
+    g = torch.Generator().manual_seed(1)
     mask = torch.arange(20)[None] < torch.tensor([20, 5, 0])[:batch, None]
     return {"tokens": torch.randint(0, 500, (batch, 20), generator=g), "mask": mask}
 
 
-@pytest.mark.parametrize("kind, model", list(itertools.product(KINDS, "ab")))
-def test_all_four_kinds_give_the_released_answers(kind, model):
-    with torch.no_grad():
-        answer = formula.denoiser(kind, model)(formula.inp("x", 3, 3, 16, 16), T, **formula.conditioning(kind, model))
-    formula.agree(answer, formula.golden(f"unet.{kind}.{model}"), 1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_prepared_prompt_gives_the_same_answer(kind):
-    model, cond, x = formula.denoiser(kind), formula.conditioning(kind, "a"), formula.inp("x", 3, 3, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(model(x, T, **cond), model(x, T, **diffusion.prepare(model, **cond)))
-
-
-def test_timestep_embedding_gives_the_released_values():
-    answer = unet.timestep_embedding(torch.tensor([0, 1, 17, 500, 999]), 192)
-    formula.agree(answer, formula.golden("timestep_embedding"), 1e-4)
-
+# --- Pieces ---
 
 def test_timestep_embedding_is_cosines_then_sines():
     row = unet.timestep_embedding(torch.tensor([3]), 8)[0]
     expected = torch.tensor([3 * 10000 ** (-i / 4) for i in range(4)])
-    assert torch.allclose(row, torch.cat([expected.cos(), expected.sin()]), atol=1e-6)
+    assert torch.allclose(row, torch.cat([expected.cos(), expected.sin()]), atol=1e-6), "[cos, sin] of t·10000^(-i/half)"
 
 
 def test_a_fresh_network_answers_zero():
@@ -61,13 +39,12 @@ def test_a_fresh_network_answers_zero():
 
 
 def test_a_fresh_block_is_the_identity():
-    block = unet.ResBlock(64, 64, 32)
     x = torch.randn(3, 64, 6, 10)
-    assert torch.equal(block(x, torch.randn(3, 32)), x), "conv2 starts at zero, so a new block adds nothing"
+    assert torch.equal(unet.ResBlock(64, 64, 32)(x, torch.randn(3, 32)), x), "conv2 starts at zero: x + 0 is x"
 
 
 def test_adagn_is_one_plus_scale_times_norm_plus_shift():
-    """The block written out in float64, the released code's order of operations."""
+    """The block written out in float64."""
     torch.manual_seed(0)
     block = unet.ResBlock(64, 96, 32).double()
     torch.nn.init.normal_(block.conv2.weight, std=0.05)
@@ -77,182 +54,136 @@ def test_adagn_is_one_plus_scale_times_norm_plus_shift():
     h = F.silu((1 + scale) * F.group_norm(h, 32, eps=1e-5) + shift)
     h = F.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1)
     expected = F.conv2d(x, block.skip.weight, block.skip.bias) + h
-    assert torch.allclose(block(x, emb), expected, atol=1e-10)
+    assert torch.allclose(block(x, emb), expected, atol=1e-10), "time and caption scale by 1 + s, and shift, the norm"
 
 
 def test_resampling_halves_by_means_and_doubles_by_repetition():
-    x = torch.arange(16.0).view(1, 1, 4, 4).repeat(1, 32, 1, 1)
-    down, up = unet.ResBlock(32, 32, 8, resample="down"), unet.ResBlock(32, 32, 8, resample="up")
-    emb = torch.zeros(1, 8)
-    assert torch.equal(down(x, emb)[0, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]])), "each 2×2 square's mean"
-    assert torch.equal(up(x, emb)[0, 0], x[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1))
+    x, emb = torch.arange(16.0).view(1, 1, 4, 4).repeat(1, 32, 1, 1), torch.zeros(1, 8)
+    down, up = (unet.ResBlock(32, 32, 8, resample=way)(x, emb)[0, 0] for way in ("down", "up"))
+    assert torch.equal(down, torch.tensor([[2.5, 4.5], [10.5, 12.5]])), "each 2×2 square becomes its mean"
+    assert torch.equal(up, x[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1)), "each pixel becomes four"
 
+
+# --- Wiring ---
 
 @pytest.mark.parametrize("what", ["x", "t", "tokens", "mask"])
 def test_every_input_reaches_the_answer(what):
     network, x, t, cond = random_unet(), torch.randn(3, 3, 16, 16), T.clone(), captions()
-    before = network(x, t, **cond)
-    if what == "x":
-        x = x + 0.1
-    elif what == "t":
-        t = t + 1
-    elif what == "tokens":
-        cond["tokens"] = (cond["tokens"] + 1) % 500
-    else:
-        cond["mask"] = ~cond["mask"]
-    changed = (network(x, t, **cond) - before).abs().flatten(1).amax(1) > 1e-5
-    expected = torch.tensor([True, True, what != "tokens"])   # the third caption is empty: its tokens are padding
-    assert torch.equal(changed, expected), f"changing {what} changed the answers {changed.tolist()}"
+    with torch.no_grad():
+        before = network(x, t, **cond)
+        x, t = x + 0.1 * (what == "x"), t + (what == "t")
+        cond["tokens"] = (cond["tokens"] + (what == "tokens")) % 500
+        cond["mask"] = ~cond["mask"] if what == "mask" else cond["mask"]
+        changed = (network(x, t, **cond) - before).abs().flatten(1).amax(1) > 1e-5
+    expected = [True, True, what != "tokens"]
+    assert changed.tolist() == expected, f"changing {what} must change all answers, but for tokens under padding"
 
 
-def test_text_reaches_attention_too_not_only_the_timestep():
-    network, cond = random_unet(), captions()
-    prepared = network.prepare(**cond)
-    before = network(torch.zeros(3, 3, 16, 16), T, **prepared)
-    other = {"pooled": prepared["pooled"], "text_kv": [(k, v + 1) for k, v in prepared["text_kv"]]}
-    assert (network(torch.zeros(3, 3, 16, 16), T, **other) - before).abs().max() > 1e-4
+def test_text_reaches_attention_too_and_not_only_the_timestep():
+    network, x = random_unet(), torch.zeros(3, 3, 16, 16)
+    with torch.no_grad():
+        prepared = network.prepare(**captions())
+        other = {"pooled": prepared["pooled"], "text_kv": [(k, v + 1) for k, v in prepared["text_kv"]]}
+        change = (network(x, T, **other) - network(x, T, **prepared)).abs().max()
+    assert change > 1e-4, "each attention layer attends to all K vectors of the caption [GLIDE section 4]"
 
 
-def test_pictures_need_not_be_square_and_do_not_meet():
+def test_a_prepared_prompt_gives_the_same_answer():
+    network, x, cond = random_unet(), torch.randn(3, 3, 16, 16), captions()
+    with torch.no_grad():
+        assert torch.equal(network(x, T, **cond), network(x, T, **network.prepare(**cond))), "prepare saves time only"
+
+
+def test_images_need_not_be_square_and_do_not_affect_each_other():
     network, x, cond = random_unet(), torch.randn(3, 3, 12, 20), captions()
-    together = network(x, T, **cond)
+    with torch.no_grad():
+        together = network(x, T, **cond)
+        alone = [network(x[i:i + 1], T[i:i + 1], **{k: v[i:i + 1] for k, v in cond.items()}) for i in range(3)]
     assert together.shape == (3, 6, 12, 20)
-    alone = torch.cat([network(x[i:i + 1], T[i:i + 1], **{k: v[i:i + 1] for k, v in cond.items()}) for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-4), "an example's answer depends on its neighbours"
+    off = (together - torch.cat(alone)).abs().max() / together.abs().max()
+    assert off < 1e-4, "group norm and attention stay within one image, so its neighbours in the batch do not matter"
 
 
 def test_gradients_reach_every_parameter():
     network = random_unet()
     network(torch.randn(3, 3, 16, 16), T, **captions()).square().mean().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
-    assert silent == [], f"no gradient reaches {silent[:3]}"
+    assert silent == [], f"no gradient reaches {silent[:3]}: these could never learn"
 
 
-COUNTS = {("filtered", "base"): 385_030_726, ("filtered", "upsampler"): 398_361_286,
-          ("filtered", "inpaint"): 385_037_638, ("filtered", "inpaint-upsampler"): 398_368_198,
-          ("paper", "base"): 3_554_414_086, ("paper", "upsampler"): 1_641_702_790,
-          # four more input channels of a 3×3 convolution to 512 and to 384 channels
-          ("paper", "inpaint"): 3_554_414_086 + 4 * 9 * 512, ("paper", "inpaint-upsampler"): 1_641_702_790 + 4 * 9 * 384}
+def test_every_norm_has_the_configured_groups():
+    network = random_unet(groups=8)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert norms and {m.num_groups for m in norms} == {8}, "UNetConfig.groups is the number of groups of all norms"
 
 
-@pytest.mark.parametrize("preset, kind", COUNTS)
-def test_released_and_paper_sizes_to_the_last_parameter(preset, kind):
+# Four more input channels of the first 3×3 convolution make an inpainting model.
+COUNTS = {("filtered", 0): 385_030_726, ("filtered-upsampler", 0): 398_361_286,
+          ("filtered", 4): 385_037_638, ("filtered-upsampler", 4): 398_368_198,
+          ("paper", 0): 3_554_414_086, ("paper-upsampler", 0): 1_641_702_790}
+
+
+@pytest.mark.parametrize("name, more", COUNTS)
+def test_released_and_paper_sizes_to_the_last_parameter(name, more):
+    config = replace(unet.UNET[name], in_channels=unet.UNET[name].in_channels + more)
     with torch.device("meta"):   # shapes without memory
-        network = unet.UNet(train.PRESETS[preset][kind].network)
-    assert sum(p.numel() for p in network.parameters()) == COUNTS[preset, kind]
+        count = unet.parameters(unet.UNet(config))
+    assert count == COUNTS[name, more], f"{name} has {count:,} parameters"
 
 
 # --- Weight files ---
 
-def test_a_weight_file_comes_back_as_it_went(tmp_path):
-    network = random_unet()
-    unet.save_weights(tmp_path / "w.pt", network, note="hello")
-    again = unet.UNet.load(tmp_path / "w.pt")
+@pytest.fixture(scope="module")
+def network():
+    """A network that only these tests of files use, so small that writing it takes no time."""
+    text = replace(unet.TEXT["tiny"], width=32, layers=1, heads=1)
+    return random_unet(channels=32, head_channels=32, multipliers=(1,), attention_levels=(), text=text)
+
+
+def test_a_weight_file_comes_back_as_it_went(tmp_path, network):
+    unet.save_weights(tmp_path / "new folder" / "w.pt", network, size=16)
+    again = unet.UNet.load(tmp_path / "new folder" / "w.pt")
     assert again.config == network.config and not again.training
-    assert all(torch.equal(a.half().float(), b) for a, b in zip(network.state_dict().values(), again.state_dict().values()))
-    assert unet.read_weights(tmp_path / "w.pt")["note"] == "hello"
-    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"], "the temporary file must be gone"
+    for (name, value), back in zip(network.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(value.half().float(), back), f"{name}: a weight file holds the weights rounded to 16 bits"
+    assert unet.read_weights(tmp_path / "new folder" / "w.pt")["size"] == 16, "the metadata comes back too"
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    network = random_unet()
-    unet.save_weights(tmp_path / "w.pt", network)
-    before = (tmp_path / "w.pt").read_bytes()
+def write_all(path, network):
+    """One file of each wrong kind: {kind: (path, a word that only its refusal has)}."""
+    def file(name, content=None):
+        if content is not None:
+            torch.save(content, path / name)
+        return path / name
 
-    def full_disk(value, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError):
-        unet.save_weights(tmp_path / "w.pt", network)
-    assert (tmp_path / "w.pt").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
-
-
-@pytest.fixture
-def two_files(tmp_path):
-    """A network, and another that differs from it in one part only, each in its file: (the other, the two paths)."""
-    network, first, second = random_unet(), tmp_path / "first.pt", tmp_path / "second.pt"
-    unet.save_weights(first, network, note="first")
-    torch.nn.init.normal_(network.middle[0].block.conv1.weight)
-    unet.save_weights(second, network, beside=first, note="second")
-    return network, first, second
-
-
-def test_a_file_beside_another_holds_only_what_is_its_own(two_files):
-    network, first, second = two_files
-    again = unet.UNet.load(second).state_dict()
-    assert all(torch.equal(value.half().float(), again[name]) for name, value in network.state_dict().items())
-    assert unet.read_weights(second)["note"] == "second", "of the other file only tensors are taken"
-    assert list(unet.read_file(second)["weights"]) == ["middle.0.block.conv1.weight"], "the rest is not said twice"
-    assert second.stat().st_size < 0.5 * first.stat().st_size
+    good, other = path / "good.pt", path / "other.pt"
+    unet.save_weights(good, network)
+    torch.save({**unet.read_weights(good), "config": {**unet.read_weights(good)["config"], "channels": 64}}, other)
+    (path / "half.pt").write_bytes(good.read_bytes()[:5000])
+    (path / "text.pt").write_text("<html>not found</html>")
+    (path / "empty.pt").write_bytes(b"")
+    weights = {key: value.clone() for key, value in network.state_dict().items()}
+    return {"missing": (file("nothing.pt"), "no weights at"), "folder": (path, "is a folder"),
+            "half": (file("half.pt"), "damaged"), "text": (file("text.pt"), "damaged"),
+            "empty": (file("empty.pt"), "damaged"), "bare": (file("bare.pt", weights), "bare weights"),
+            "released": (file("base.pt", {"input_blocks.0.0.weight": torch.zeros(1)}), "12_released.py convert"),
+            "released clip": (file("clip.pt", {"blocks.input.w_t": torch.zeros(1)}), "12_released.py convert"),
+            "checkpoint": (file("c.pt", {"model": weights, "optimizer": {}, "step": 3}), "checkpoint"),
+            "foreign": (file("f.pt", {"epoch": 3}), "not one of our weight files"),
+            "numbers": (file("n.pt", {"config": {}, "weights": {"input_conv.weight": 3}}), "another network"),
+            "other sizes": (other, "another network")}
 
 
-def test_a_file_read_is_whole_and_can_be_written_elsewhere(two_files, tmp_path):
-    saved = unet.read_weights(two_files[2])
-    unet.save_weights(tmp_path / "new" / "third.pt", unet.UNet.from_saved(saved, "second.pt"), note=saved["note"])
-    assert saved.keys() == unet.read_weights(tmp_path / "new" / "third.pt").keys() == {"config", "weights", "note"}
+KINDS = ["missing", "folder", "half", "text", "empty", "bare", "released", "released clip", "checkpoint", "foreign",
+         "numbers", "other sizes"]
 
 
-@pytest.mark.parametrize("change", ["missing", "trained further", "another size", "cut", "borrows itself"])
-def test_a_file_without_what_it_was_made_beside_is_refused_in_one_line(two_files, change):
-    """Half of its weights would be another model's: it would draw nonsense, and nobody would know why."""
-    network, first, second = two_files
-    if change == "missing":
-        first.unlink()
-    elif change == "trained further":
-        torch.nn.init.normal_(network.input_conv.weight)
-        unet.save_weights(first, network)
-    elif change == "another size":
-        torch.save({"config": {}, "weights": {"input_conv.weight": torch.zeros(2).half()}}, first)
-    elif change == "cut":
-        first.write_bytes(first.read_bytes()[:1000])
-    else:
-        first.write_bytes(second.read_bytes())
-    with pytest.raises((FileNotFoundError, ValueError), match="first.pt") as refusal:
-        unet.read_weights(second)
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("beside", [7, {}, {"file": "..", "names": [], "fingerprint": ""}, {"file": 3, "names": 4},
-                                    {"file": "../first.pt", "names": 5, "fingerprint": ""},
-                                    {"file": "first.pt", "names": [["input_conv.weight"]], "fingerprint": ""}])
-def test_what_a_hostile_file_says_of_its_neighbour_is_refused_in_one_line(two_files, beside):
-    _, _, second = two_files
-    torch.save({**unet.read_file(second), "beside": beside}, second)
-    with pytest.raises((FileNotFoundError, ValueError)) as refusal:
-        unet.read_weights(second)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_file_never_reads_outside_its_folder(two_files):
-    """A weight file comes from strangers: it may name a neighbour, and nothing else on the machine."""
-    _, first, second = two_files
-    (first.parent / "inner").mkdir()
-    saved = unet.read_file(second)
-    saved["beside"]["file"] = "../first.pt"
-    torch.save(saved, first.parent / "inner" / "second.pt")
-    with pytest.raises(FileNotFoundError, match="must lie beside it"):
-        unet.read_weights(first.parent / "inner" / "second.pt")
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "text", "empty", "foreign", "numbers"])
-def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, damage):
-    path = tmp_path / "w.pt"
-    unet.save_weights(path, random_unet())
-    if damage == "missing":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:100_000])
-    elif damage == "foreign":
-        torch.save({"epoch": 3}, path)
-    elif damage == "numbers":
-        torch.save({**unet.read_file(path), "weights": {"input_conv.weight": 3}}, path)
-    else:
-        path.write_text("<html>not found</html>" if damage == "text" else "")
-    with pytest.raises((FileNotFoundError, ValueError)) as refusal:
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_wrong_file_has_its_own_sentence(tmp_path, network, kind):
+    path, word = write_all(tmp_path, network)[kind]
+    with pytest.raises((FileNotFoundError, ValueError), match=word) as refusal:
         unet.UNet.load(path)
-    assert "\n" not in str(refusal.value) and str(path) in str(refusal.value)
+    assert str(path) in small.one_line(refusal.value), "a refusal is one line that names the file"
 
 
 def test_a_weight_file_cannot_run_code(tmp_path):
@@ -262,4 +193,41 @@ def test_a_weight_file_cannot_run_code(tmp_path):
     torch.save({"config": Hostile(), "weights": {}}, tmp_path / "w.pt")
     with pytest.raises(ValueError):
         unet.UNet.load(tmp_path / "w.pt")
-    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "owned").exists(), "weights_only=True refuses anything but tensors and plain values"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("iostream error"),
+                                   KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "w.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OSError):
+        with unet.atomic_write(path) as partial:
+            partial.write_bytes(b"half")
+            raise error
+    assert path.read_bytes() == b"old", "the new file takes the old one's place only when it is complete"
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"], "no temporary file stays behind"
+
+
+def test_a_failed_first_write_leaves_no_file(tmp_path):
+    with pytest.raises(OSError):
+        with unet.atomic_write(tmp_path / "w.pt"):
+            raise OSError("unplugged")
+    assert not list(tmp_path.iterdir()), "neither half a file nor a temporary one"
+
+
+# --- Released answers ---
+
+def test_timestep_embedding_gives_the_released_values():
+    answer = unet.timestep_embedding(torch.tensor([0, 1, 17, 500, 999]), 192)
+    formula.agree(answer, formula.golden("timestep_embedding"), 1e-4)
+
+
+@pytest.mark.parametrize("model", ["a", "b"])
+@pytest.mark.parametrize("kind", ["base", "upsample", "base-inpaint", "upsample-inpaint"])
+def test_all_four_kinds_give_the_released_answers(kind, model):
+    denoiser, cond, x = formula.denoiser(kind, model), formula.conditioning(kind, model), formula.inp("x", 3, 3, 16, 16)
+    with torch.no_grad():
+        answer = denoiser(x, T, **cond)
+        assert torch.equal(answer, denoiser(x, T, **diffusion.prepare(denoiser, **cond))), "prepare saves time only"
+    formula.agree(answer, formula.golden(f"unet.{kind}.{model}"), 1e-4)
