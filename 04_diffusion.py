@@ -215,8 +215,8 @@ class Diffusion:
         """The process of a DiffusionConfig: all its timesteps, or those that spec keeps (see `respace`).
 
         strength  0 to 1, for drawing over a sketch [E]: the share of the way to pure noise at which sampling
-                  starts. Each kept timestep t becomes strength·t, so that as many steps are spread over the part
-                  of the way that is left (fewer only if that part has fewer timesteps). One that starts with
+                  starts. Each kept timestep t becomes strength·t, so that the same number of steps is spread over
+                  the part of the way that is left (a few less where two coincide). Sampling that starts from
                   x_T = q_sample(sketch, timesteps[-1], noise) changes the sketch in proportion to strength.
         Raises ValueError for a strength outside 0 … 1 and for a spec that cannot be met.
         """

@@ -1,4 +1,4 @@
-"""Diffusion: released answers, closed forms for every sampler, the schedule's arithmetic; the little world's pictures."""
+"""Diffusion: schedules, process and samplers against closed forms; the little world's pictures; released answers."""
 import itertools
 import json
 import math
@@ -25,8 +25,8 @@ def inputs():
     return x0, formula.inp("noise", 4, 3, 8, 8), output
 
 
-def cosine(spec=None):
-    return diffusion.Diffusion.from_config(diffusion.DiffusionConfig("cosine"), spec)
+def cosine(spec=None, strength=1.0):
+    return diffusion.Diffusion.from_config(diffusion.DiffusionConfig("cosine"), spec, strength)
 
 
 def linear(spec=None):
@@ -35,43 +35,54 @@ def linear(spec=None):
 
 # --- Schedules and respacing ---
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_are_the_released_ones(name):
-    betas = SCHEDULES[name](1000)
-    d = diffusion.Diffusion(betas)
-    assert betas.dtype == torch.float64, "the schedule is float64: in float32 the product of 1,000 numbers drifts"
-    for table, key in (betas, "betas"), (d.alpha_bar, "alphas_cumprod"), (d.posterior_coef_x0, "posterior_mean_coef1"), \
-            (d.posterior_coef_xt, "posterior_mean_coef2"), (d.posterior_variance, "posterior_variance"), \
-            (d.log_posterior, "posterior_log_variance_clipped"):
-        assert torch.allclose(table, formula.golden(f"schedule.{name}.{key}"), rtol=1e-9, atol=1e-12), key
-    for spec in "100", "fast27":
-        respaced = diffusion.Diffusion(betas, diffusion.respace(1000, spec)).betas
-        assert torch.allclose(respaced, formula.golden(f"respaced.{name}.{spec}.betas"), rtol=1e-9, atol=1e-12)
-
-
 def test_cosine_schedule_is_the_papers_curve():
     """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s)·π/2), s = 0.008  [Improved DDPM eq. 17]."""
     f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
     alpha_bar = cosine().alpha_bar
     for t in (0, 10, 500, 900):
-        assert alpha_bar[t].item() == pytest.approx(f[t + 1] / f[0], rel=1e-10)
+        assert alpha_bar[t].item() == pytest.approx(f[t + 1] / f[0], rel=1e-10), "√ᾱ falls like a cosine"
 
 
-def test_respacing_keeps_the_released_timesteps():
-    for spec, kept in json.loads((formula.GOLDEN / "respacing.json").read_text()).items():
-        assert diffusion.respace(1000, spec) == kept, f"{spec} keeps other timesteps"
+@pytest.mark.parametrize("steps", [100, 500, 1000, 4000])
+def test_a_linear_schedule_adds_as_much_noise_in_any_number_of_steps(steps):
+    """Σ β = T·(1000/T)·(1e-4 + 0.02)/2 = 10.05 for every T, log ᾱ_T = -Σ β - Σ β²/2 - …"""
+    betas = diffusion.linear_betas(steps)
+    assert betas.sum().item() == pytest.approx(10.05), "β must be scaled by 1000/T: then the sum of all β is the same"
+    log_alpha_bar = diffusion.Diffusion(betas).alpha_bar[-1].log().item()
+    assert log_alpha_bar == pytest.approx(-10.05 - betas.square().sum().item() / 2, rel=0.02), "… and so is ᾱ_T, nearly"
+    assert betas[0] * steps == pytest.approx(0.1) and betas[-1] * steps == pytest.approx(20), "1e-4 … 0.02 for T = 1000"
 
 
-@pytest.mark.parametrize("spec", ["0", "1001", "-3", "ten", "", "10,,10", "ddim", "ddim0", "ddim999", "600,600", "2.5"])
-def test_an_impossible_walk_is_refused(spec):
+@pytest.mark.parametrize("steps", [1, 2, 19])
+def test_a_linear_schedule_of_too_few_steps_is_refused(steps):
+    with pytest.raises(ValueError, match=f"at least 20 steps, not {steps}"):     # the last β would be 20/T, above 1
+        diffusion.linear_betas(steps)
+
+
+BAD_SPECS = ["0", "1001", "-3", "ten", "", "10,,10", "ddim", "ddim0", "ddim999", "600,600", "2.5"]
+
+
+@pytest.mark.parametrize("spec", BAD_SPECS)
+def test_a_spec_that_cannot_be_met_is_refused(spec):
     with pytest.raises(ValueError):
         diffusion.respace(1000, spec)
 
 
+@pytest.mark.parametrize("spec, kept", [("1", [999]), ("2", [0, 999]), ("2,1", [0, 499, 999]), ("1,1", [0, 999])])
+def test_sampling_starts_at_the_noisiest_timestep_however_few_there_are(spec, kept):
+    assert diffusion.respace(1000, spec) == kept, "x_T is pure noise, so the noisiest timestep must be kept"
+
+
+def test_one_step_draws_an_image_and_not_its_noise():
+    d, x_T = cosine("1"), torch.randn(500, 2, 1, 1)
+    drawn = d.ddim_sample(diffusion.MixtureDenoiser(d, MEANS, 0.1), x_T)
+    off = (drawn - MEANS.mean(0)).abs().max().item()
+    assert off < 0.05, f"the best guess at x_0 from nothing but noise is the data's mean; one step is off by {off:.3f}"
+
+
 def test_a_respaced_process_keeps_alpha_bar_and_the_original_names():
-    whole, short = cosine(), cosine("10")
+    whole, short, asked = cosine(), cosine("10"), []
     assert torch.allclose(short.alpha_bar, whole.alpha_bar[short.timesteps]), "fewer steps, the same noise at each"
-    asked = []
 
     def spy(x, t):
         asked.extend(t.tolist())
@@ -79,7 +90,7 @@ def test_a_respaced_process_keeps_alpha_bar_and_the_original_names():
     for sampler in SAMPLERS:
         asked.clear()
         getattr(short, sampler)(spy, torch.randn(1, 3, 2, 2))
-        assert asked == short.timesteps[::-1], f"{sampler} tells the denoiser original timesteps, 999 first"
+        assert asked == short.timesteps[::-1], f"{sampler} must tell the denoiser original timesteps, 999 first"
 
 
 def test_a_timestep_that_was_not_kept_is_an_error():
@@ -89,55 +100,44 @@ def test_a_timestep_that_was_not_kept_is_an_error():
             call(torch.tensor([5]))
 
 
-# --- Released answers ---
+# --- Strength: drawing over a sketch ---
 
-def test_q_sample_gives_the_released_answer():
-    x0, noise, _ = inputs()
-    formula.agree(cosine().q_sample(x0, T4, noise), formula.golden("q_sample"), 1e-4)
-
-
-@pytest.mark.parametrize("case", ["clip0", "clip1", "fast27"])
-def test_posterior_gives_the_released_answer(case):
-    d, t = (cosine("fast27"), formula.golden("p_mean_variance.fast27.timesteps")) if case == "fast27" else (cosine(), T4)
-    p = d.p_mean_variance(inputs()[2], formula.golden("q_sample"), t, clip=case != "clip0")
-    for answer, key in (p.mean, "mean"), (p.log_variance, "log_variance"), (p.x0, "pred_xstart"):
-        formula.agree(answer, formula.golden(f"p_mean_variance.{case}.{key}"), 1e-4)
+@pytest.mark.parametrize("spec", ["100", "5", "1", "fast27", "ddim50", None])
+def test_full_strength_is_the_whole_process(spec):
+    whole = list(range(1000)) if spec is None else diffusion.respace(1000, spec)
+    assert cosine(spec).timesteps == cosine(spec, 1.0).timesteps == whole
 
 
-@pytest.mark.parametrize("name, d", [("cosine", cosine()), ("linear", linear())])
-def test_hybrid_loss_gives_the_released_answer(name, d):
-    x0, noise, output = inputs()
-    formula.agree(d.loss(lambda x, t: output, x0, T4, noise), formula.golden(f"loss.{name}.loss"), 1e-4)
-    bound = d.bound(output, x0, d.q_sample(x0, T4, noise), T4)
-    formula.agree(bound, formula.golden(f"vb_bits_per_dim.{name}"), 1e-4)
-    formula.agree((noise - output[:, :3]).square().flatten(1).mean(1), formula.golden(f"loss.{name}.mse"), 1e-4)
+@pytest.mark.parametrize("spec", ["1", "2", "5", "25", "10,10,3,2,2", "fast27", "ddim25", None])
+def test_a_sketch_is_noised_in_proportion_to_strength(spec):
+    whole, starts = cosine(spec), []
+    for strength in (0.05, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0):
+        d = cosine(spec, strength)
+        starts.append(d.noise[-1].item())
+        assert abs(d.timesteps[-1] - strength * whole.timesteps[-1]) <= 0.5, "strength is a share of the way to noise"
+        assert spec is None or len(d.timesteps) > 0.8 * len(whole.timesteps), "the steps are spread over that share"
+    assert all(a < b for a, b in itertools.pairwise(starts)), f"more strength, more noise at the start: {starts}"
 
 
-def released_walk(sampler, d=None, **options):
-    return getattr(d or cosine("ddim10"), sampler)(
-        formula.denoiser("base"), formula.inp("x_T", 3, 3, 16, 16), **formula.conditioning("base", "a"), **options)
+def test_next_to_no_strength_leaves_one_step():
+    assert cosine("25", 1e-9).timesteps == cosine(None, 0.0).timesteps == [0], "timesteps that coincide are kept once"
 
 
-def pull(x, t):
-    return 0.5 * (1.5 * formula.inp("inpaint_image", 3, 3, 16, 16) - x)
+@pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
+def test_an_impossible_strength_is_refused(strength):
+    with pytest.raises(ValueError, match="strength"):
+        cosine("25", strength)
 
 
-def test_ddim_walks_as_the_released_code():
-    formula.agree(released_walk("ddim_sample"), formula.golden("ddim.plain"), 2e-3)
-    formula.agree(released_walk("ddim_sample", grad_fn=pull), formula.golden("ddim.grad"), 2e-3)
-
-
-@pytest.mark.parametrize("key, grad_fn", [("ddpm.injected", None), ("ddpm.grad", pull)])
-def test_ancestral_sampler_walks_as_the_released_code(key, grad_fn, monkeypatch):
-    steps = iter(range(10))
-    monkeypatch.setattr(diffusion, "gaussian", lambda x, g: formula.inp(f"noise_{next(steps)}", 3, 3, 16, 16))
-    formula.agree(released_walk("ddpm_sample", grad_fn=grad_fn), formula.golden(key), 2e-3)
-
-
-def test_reverse_ddim_walks_as_the_released_code():
-    x0 = 0.5 * formula.inp("x0_image", 3, 3, 16, 16).clamp(-1, 1)
-    answer = cosine("ddim10").ddim_reverse(formula.denoiser("base"), x0, **formula.conditioning("base", "a"))
-    formula.agree(answer, formula.golden("ddim.reverse"), 2e-3)
+@pytest.mark.parametrize("sampler", ["ddim_sample", "ddpm_sample"])
+def test_the_stronger_the_more_of_a_sketch_changes(sampler):
+    sketch, changes = torch.full((500, 2, 1, 1), 0.3), []
+    for strength in (0.1, 0.4, 0.8):
+        d, g = cosine("10", strength), torch.Generator().manual_seed(0)
+        x_T = d.q_sample(sketch, torch.full((500,), d.timesteps[-1]), diffusion.gaussian(sketch, g))
+        oracle = diffusion.MixtureDenoiser(d, torch.zeros(1, 2, 1, 1), 0.5)
+        changes.append((getattr(d, sampler)(oracle, x_T, generator=g) - sketch).square().mean().item())
+    assert changes[0] < changes[1] < changes[2], f"mean squared changes at strength 0.1, 0.4 and 0.8: {changes}"
 
 
 # --- The process, by other means ---
@@ -156,12 +156,13 @@ def test_posterior_is_bayes_rule():
     for t in (1, 400, 998):
         prior, step = 1 - d.alpha_bar[t - 1], d.betas[t]     # x_{t-1} given x_0; x_t given x_{t-1}
         precision = 1 / prior + (1 - step) / step
-        assert d.posterior_variance[t].item() == pytest.approx((1 / precision).item(), rel=1e-9)
-        assert d.posterior_coef_x0[t].item() == pytest.approx((d.alpha_bar[t - 1].sqrt() / prior / precision).item(), rel=1e-9)
-        assert d.posterior_coef_xt[t].item() == pytest.approx(((1 - step).sqrt() / step / precision).item(), rel=1e-9)
+        expected = {"posterior_variance": 1 / precision, "posterior_coef_xt": (1 - step).sqrt() / step / precision,
+                    "posterior_coef_x0": d.alpha_bar[t - 1].sqrt() / prior / precision}
+        for name, value in expected.items():
+            assert getattr(d, name)[t].item() == pytest.approx(value.item(), rel=1e-9), f"{name} is not Bayes' rule"
 
 
-def test_noise_and_picture_are_two_names_for_one_thing():
+def test_noise_and_image_follow_from_each_other():
     d, (x0, noise, _) = linear(), inputs()
     x0, noise = x0.double(), noise.double()
     x_t = d.q_sample(x0, T4, noise)
@@ -205,8 +206,9 @@ def test_byte_likelihoods_sum_to_one():
     """The 256 values of a pixel share the whole mass of the Gaussian [DDPM eq. 13]."""
     values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     for mean, sigma in (0.1, 0.3), (-0.98, 0.01), (0.0, 2.0):
-        mass = diffusion.log_likelihood_of_bytes(values, torch.tensor(mean).double(), torch.tensor(sigma).double().log())
-        assert mass.exp().sum().item() == pytest.approx(1, abs=1e-9)
+        log_sigma = torch.tensor(sigma, dtype=torch.float64).log()
+        mass = diffusion.log_likelihood_of_bytes(values, torch.tensor(mean, dtype=torch.float64), log_sigma).exp()
+        assert mass.sum().item() == pytest.approx(1, abs=1e-9), "no mass is lost or counted twice"
 
 
 # --- The oracle, and every sampler against the distribution it should draw ---
@@ -239,9 +241,9 @@ def test_nothing_beats_the_oracle():
         assert (other - noise).square().mean() > error
 
 
-@pytest.mark.parametrize("spec", ["5", "25", None])
+@pytest.mark.parametrize("spec", ["5", "25", "250"])
 def test_ancestral_sampling_of_a_gaussian_is_exact(spec):
-    """With the best mean and the best variance every step is exact, however few: 5 draw what 1,000 do."""
+    """With the best mean and the best variance every step is exact, however few: 5 draw what 250 do."""
     d, n = cosine(spec), 20_000
     g = torch.Generator().manual_seed(0)
     oracle = diffusion.MixtureDenoiser(d, torch.tensor([0.3, -0.2]).view(1, 2, 1, 1), 0.15)
@@ -273,27 +275,20 @@ def test_every_sampler_finds_all_of_a_mixture_in_its_shares(sampler, options):
     distance, nearest = (drawn[:, None] - MEANS).flatten(2).norm(dim=2).min(1)
     shares = torch.bincount(nearest, minlength=3) / n
     assert torch.allclose(shares, torch.full((3,), 1 / 3), atol=0.04), f"shares {shares.tolist()}, a third each"
-    assert abs(distance.square().mean().sqrt() - 0.05 * 2 ** 0.5) < 0.012, "the spread about the middles"   # eta 1: β̃ is a little narrow
+    spread = distance.square().mean().sqrt().item()             # eta 1 is a little narrow, since its variance is β̃
+    assert abs(spread - 0.05 * 2 ** 0.5) < 0.012, f"points spread by {spread:.3f} about their centres"
 
 
-def test_eta_one_draws_with_the_posterior_variance():
-    """Two walks that differ in one draw differ by eta·√β̃ times that draw [DDIM eq. 16]."""
-    d, x_T = cosine("10"), torch.zeros(1, 2, 1, 1)
-    ends = []
+def test_eta_one_draws_with_the_posterior_variance(monkeypatch):
+    """Two trajectories that differ in one draw differ by eta·√β̃ times that draw [DDIM eq. 16]."""
+    d, ends = cosine("10"), []
     for first in (0.0, 1.0):
-        draws = iter([first] + [0.0] * 9)
-        seen = []
-
-        def fixed(x, generator):
-            return torch.full_like(x, next(draws))
-        original, diffusion.gaussian = diffusion.gaussian, fixed
-        try:
-            d.ddim_sample(lambda x, t: torch.zeros(1, 4, 1, 1), x_T, eta=1.0,
-                          step_fn=lambda x, t: seen.append(x) or x)
-        finally:
-            diffusion.gaussian = original
-        ends.append(seen[0])
-    assert (ends[1] - ends[0]).flatten()[0].item() == pytest.approx(d.posterior_variance[-1].sqrt().item(), rel=1e-5)
+        draws, seen = iter([first] + [0.0] * 9), []
+        monkeypatch.setattr(diffusion, "gaussian", lambda x, generator: torch.full_like(x, next(draws)))
+        d.ddim_sample(lambda x, t: torch.zeros(1, 4, 1, 1), torch.zeros(1, 2, 1, 1), eta=1.0,
+                      callback=lambda t, x, x0: seen.append(x))
+        ends.append(seen[0].flatten()[0].item())
+    assert ends[1] - ends[0] == pytest.approx(d.posterior_variance[-1].sqrt().item(), rel=1e-5), "σ is √β̃ for eta 1"
 
 
 def test_reverse_ddim_finds_the_noise_that_draws_the_picture():
@@ -305,9 +300,10 @@ def test_reverse_ddim_finds_the_noise_that_draws_the_picture():
 
 
 def test_the_gradient_of_a_likelihood_turns_one_gaussian_into_another():
-    """score + ∇ log p(c | x_t) is the conditional's score: with it the walk is the conditional's own, to rounding."""
+    """score + ∇ log p(c | x_t) is the conditional's score: the trajectory must be the conditional's own."""
     d, x_T = cosine("20"), torch.linspace(-1, 1, 10).view(5, 2, 1, 1)
-    wide, narrow = (diffusion.MixtureDenoiser(d, torch.full((1, 2, 1, 1), mean), std) for mean, std in ((0, 0.3), (0.2, 0.1)))
+    wide = diffusion.MixtureDenoiser(d, torch.zeros(1, 2, 1, 1), 0.3)
+    narrow = diffusion.MixtureDenoiser(d, torch.full((1, 2, 1, 1), 0.2), 0.1)
 
     def grad_fn(x, t):
         return (wide(x, t) - narrow(x, t))[:, :2] / d.extract(d.noise, t, x)     # score = -ε/√(1-ᾱ)
@@ -317,44 +313,32 @@ def test_the_gradient_of_a_likelihood_turns_one_gaussian_into_another():
         assert not torch.allclose(getattr(d, sampler)(wide, x_T), own, atol=0.05)
 
 
-def test_the_shifted_picture_is_not_clipped_again():
+def test_the_shifted_x0_is_not_clipped_again():
     d, x = diffusion.Diffusion(diffusion.cosine_betas(1000), [700]), torch.zeros(1, 2, 1, 1)
     model = diffusion.MixtureDenoiser(d, MEANS, 0.1)
     for sampler in "ddim_sample", "dpm_sample":
         assert (getattr(d, sampler)(model, x, grad_fn=lambda x, t: torch.ones_like(x)) > 1).all(), sampler
 
 
-def test_what_step_fn_returns_is_what_the_walk_goes_on_from():
-    d, model, seen = cosine("5"), diffusion.MixtureDenoiser(cosine("5"), MEANS, 0.1), []
-
-    def spy(x, t):
-        seen.append(x)
-        return model(x, t)
-    for sampler in SAMPLERS:
-        seen.clear()
-        out = getattr(d, sampler)(spy, torch.zeros(1, 2, 1, 1), step_fn=lambda x, t: x * 0 + 0.125)
-        assert all((x == 0.125).all() for x in (*seen[1:], out)), sampler
-
-
 # --- The second-order sampler, against the curve that it follows ---
 
-def gaussian_walk(d, x_T, mean, std):
-    """Where the exact curve from x_T lies at the cleanest kept timestep, for one Gaussian: as many σ off as x_T is."""
+def exact_end(d, x_T, mean, std):
+    """Where the exact curve from x_T ends, at the cleanest kept timestep, for one Gaussian: as many σ off as x_T."""
     spread = (d.alpha_bar * std ** 2 + 1 - d.alpha_bar).sqrt()
     return d.signal[0] * mean + spread[0] / spread[-1] * (x_T - d.signal[-1] * mean)
 
 
 def error_of(sampler, d, mean=0.1, std=0.3):
     """How far a sampler ends from the curve, just before its last step, which leaves the curve for x̂_0."""
-    x_T, walk = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64).view(7, 1, 1, 1), []
+    x_T, path = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64).view(7, 1, 1, 1), []
     oracle = diffusion.MixtureDenoiser(d, torch.full((1, 1, 1, 1), mean, dtype=torch.float64), std)
-    getattr(d, sampler)(oracle, x_T, step_fn=lambda x, t: walk.append(x) or x)
-    return (walk[-2] - gaussian_walk(d, x_T, mean, std)).abs().max().item()
+    getattr(d, sampler)(oracle, x_T, step_fn=lambda x, t: path.append(x) or x)
+    return (path[-2] - exact_end(d, x_T, mean, std)).abs().max().item()
 
 
 def process_in_lambda(steps, power=1):
-    """A process whose λ = log(√ᾱ/√(1-ᾱ)) goes from 3 to -3, in equal steps (there orders are seen best) or, with a
-    power above 1, in steps that are the shorter the nearer they are to the picture."""
+    """A process whose λ = log(√ᾱ/√(1-ᾱ)) goes from 3 to -3, in equal steps (which show orders best) or, with a
+    power above 1, in steps that get shorter towards the picture."""
     level = 3 - 6 * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
     a = (2 * level).sigmoid()                                                      # ᾱ = 1/(1 + e^(-2λ))
     return diffusion.Diffusion(1 - a / torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]]))
@@ -368,8 +352,8 @@ def test_orders_of_convergence(sampler, order):
             f"twice the steps divide the error by {coarse / fine:.2f}, not by about {2 ** order}"
 
 
-def test_the_second_order_walk_is_the_papers():
-    """DPM-Solver++'s algorithm 2 in its own symbols (λ, h, r, D), in float64. No step is longer than the one before."""
+def test_the_second_order_sampler_is_the_papers():
+    """DPM-Solver++'s algorithm 2 in its own symbols (λ, h, r, D), in float64. No step is longer than its predecessor."""
     d, mean, std = process_in_lambda(8, power=2), 0.1, 0.3
     x_T = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64).view(7, 1, 1, 1)
     x, predicted = x_T, []
@@ -382,22 +366,22 @@ def test_the_second_order_walk_is_the_papers():
             r = (lam[i] - lam[i + 1]) / h
             D = (1 + 1 / (2 * r)) * predicted[-1] - 1 / (2 * r) * predicted[-2]
         x = d.noise[i - 1] / d.noise[i] * x - d.signal[i - 1] * (math.exp(-h) - 1) * D
-    walk = []
+    path = []
     oracle = diffusion.MixtureDenoiser(d, torch.full((1, 1, 1, 1), mean, dtype=torch.float64), std)
-    d.dpm_sample(oracle, x_T, step_fn=lambda x, t: walk.append(x) or x)
-    assert torch.allclose(walk[-2], x, atol=1e-5), "the walk is algorithm 2's"
+    d.dpm_sample(oracle, x_T, step_fn=lambda x, t: path.append(x) or x)
+    assert torch.allclose(path[-2], x, atol=1e-5), "each step is algorithm 2's"
 
 
 @pytest.mark.parametrize("steps, margin", [("10", 2.5), ("25", 10), ("50", 10)])
-def test_in_as_many_steps_it_ends_nearer_to_the_curve(steps, margin):
-    """Also on the timesteps that are used, evenly spaced ones, whose last steps are long in λ."""
+def test_the_second_order_sampler_ends_nearer_to_the_curve(steps, margin):
+    """Also on evenly spaced timesteps, which are the ones in use; their last steps are long in λ."""
     first, second = (error_of(sampler, cosine(steps)) for sampler in ("ddim_sample", "dpm_sample"))
     assert second * margin < first, f"off by {second:.4f}; DDIM by {first:.4f}"
 
 
 @pytest.mark.parametrize("steps, margin", [("25", 1.4), ("50", 3)])
-def test_a_mixture_too_is_followed_more_closely(steps, margin):
-    x_T = torch.randn(500, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+def test_the_curve_of_a_mixture_is_followed_more_closely_too(steps, margin):
+    x_T = torch.randn(100, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     ends = {spec: [getattr(cosine(spec), sampler)(diffusion.MixtureDenoiser(cosine(spec), MEANS, 0.1), x_T)
                    for sampler in ("ddim_sample", "dpm_sample")] for spec in (steps, "500")}
     first, second = ((end - ends["500"][1]).square().mean().sqrt() for end in ends[steps])
@@ -413,22 +397,39 @@ def test_with_nothing_to_extend_it_is_ddim(timesteps):
     assert torch.allclose(d.dpm_sample(model, x_T), d.ddim_sample(model, x_T), atol=1e-5)
 
 
-def test_the_second_order_walk_ends_at_its_last_prediction():
-    seen, d = [], cosine("10")
-    out = d.dpm_sample(diffusion.MixtureDenoiser(d, MEANS, 0.1), torch.randn(5, 2, 1, 1),
-                       x0_fn=lambda x0: seen.append(x0) or 3 * x0)
-    assert torch.equal(out, (3 * seen[-1]).clamp(-1, 1)), "x_0 is x̂_0: changed by x0_fn, then clipped, and no more"
+# --- What samplers promise their callers ---
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_x0_fn_and_step_fn_decide_where_a_trajectory_goes(sampler):
+    d, seen, x_T = cosine("5"), [], torch.randn(3, 2, 1, 1)
+    model = diffusion.MixtureDenoiser(d, MEANS, 0.1)
+    out = getattr(d, sampler)(model, x_T, x0_fn=lambda x0: torch.full_like(x0, 0.25))
+    assert torch.allclose(out, torch.full_like(out, 0.25), atol=1e-5), "the last predicted x_0 is the result"
+
+    def spy(x, t):
+        seen.append(x)
+        return model(x, t)
+    out = getattr(d, sampler)(spy, x_T, step_fn=lambda x, t: torch.full_like(x, 0.125))
+    assert all((x == 0.125).all() for x in (*seen[1:], out)), "sampling goes on from what step_fn returned"
 
 
-def test_hooks_see_what_they_are_promised():
-    d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
-    for sampler in SAMPLERS:
-        times, pictures = [], []
-        out = getattr(d, sampler)(model, torch.randn(3, 2, 1, 1), x0_fn=lambda x0: pictures.append(x0) or x0 * 0 + 0.25,
-                                  step_fn=lambda x, t: times.append(t.tolist()) or x)
-        assert [t[0] for t in times] == d.timesteps[::-1] and len(pictures) == 10
-        assert torch.allclose(out, torch.full_like(out, 0.25), atol=0.02 if sampler == "ddpm_sample" else 1e-6), \
-            "x0_fn decides where the walk ends"
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_callback_is_told_of_each_step_once(sampler):
+    d, told, reached, predicted = cosine("10"), [], [], []
+
+    def step_fn(x, t):
+        reached.append(x + 0.001)
+        return reached[-1]
+
+    def x0_fn(x0):
+        predicted.append(x0.clamp(-1, 1))
+        return x0
+    out = getattr(d, sampler)(diffusion.MixtureDenoiser(d, MEANS, 0.1), torch.randn(3, 2, 1, 1), step_fn=step_fn,
+                              x0_fn=x0_fn, callback=lambda t, x, x0: told.append((t, x, x0)))
+    assert [t.tolist() for t, _, _ in told] == [[t] * 3 for t in d.timesteps[::-1]], "t is the timestep just left"
+    assert all(torch.equal(x, new) for (_, x, _), new in zip(told, reached)), "x is x_{t-1}, after step_fn changed it"
+    assert all(torch.equal(x0, guess) for (_, _, x0), guess in zip(told, predicted)), "x0 is the clipped prediction"
+    assert torch.equal(told[-1][1], out), "the last x is the result"
 
 
 def test_x0_fn_comes_before_clipping():
@@ -437,7 +438,7 @@ def test_x0_fn_comes_before_clipping():
     assert torch.equal(p.x0, torch.ones_like(x)), "what x0_fn returns is clipped to [-1, 1] too"
 
 
-def test_prepare_is_called_once_a_walk():
+def test_prepare_is_called_once_before_the_loop():
     calls = []
 
     class Model:
@@ -449,44 +450,21 @@ def test_prepare_is_called_once_a_walk():
             return torch.zeros(len(x), 6, 2, 2)
     for sampler in SAMPLERS:
         getattr(cosine("10"), sampler)(Model(), torch.zeros(1, 3, 2, 2), tokens=5)
-    assert calls == [{"tokens": 5}] * 3, "the text is read once, not at every step"
+    assert calls == [{"tokens": 5}] * 3, "the text is encoded once, not at every step"
 
 
-@pytest.mark.parametrize("spec", ["100", "5", "fast27", "ddim50", None])
-def test_full_strength_is_the_whole_walk(spec):
-    config = diffusion.DiffusionConfig()
-    whole = list(range(1000)) if spec is None else diffusion.respace(1000, spec)
-    assert diffusion.Diffusion.from_config(config, spec, 1.0).timesteps == diffusion.Diffusion.from_config(config, spec).timesteps == whole
+def test_one_seed_is_one_image():
+    d = cosine("10")
+    one, again, other = (
+        d.ddpm_sample(diffusion.MixtureDenoiser(d, MEANS, 0.1), torch.zeros(3, 2, 1, 1),
+                      generator=diffusion.seeded_generator("a name", seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other), "the generator is the only source of chance"
 
 
-@pytest.mark.parametrize("strength, expected", [(0.6, [0, 200, 400, 600]), (0.65, [0, 200, 400, 600]),
-                                                (0.75, [0, 200, 400, 600, 800]), (0.05, [0]), (1e-9, [0])])
-def test_a_weaker_walk_begins_at_the_nearest_kept_timestep(strength, expected):
-    assert diffusion.Diffusion.from_config(diffusion.DiffusionConfig(), "ddim5", strength).timesteps == expected
-
-
-@pytest.mark.parametrize("sampler", ["ddim_sample", "ddpm_sample"])
-def test_a_walk_begun_midway_is_the_end_of_the_whole_one(sampler):
-    """Handed what the whole walk had reached at that timestep, and its dice, it goes on to the same picture."""
-    config, reached = diffusion.DiffusionConfig(), {}
-    whole, short = diffusion.Diffusion.from_config(config, "20"), diffusion.Diffusion.from_config(config, "20", 0.6)
-    oracle = diffusion.MixtureDenoiser(whole, torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1), 0.1)
-    g = torch.Generator().manual_seed(0)
-
-    def note(x, t):
-        reached[int(t[0])] = x, g.get_state()
-        return x
-    expected = getattr(whole, sampler)(oracle, torch.randn(6, 1, 1, 1, generator=g), generator=g, step_fn=note)
-    x, dice = reached[whole.timesteps[len(short.timesteps)]]                 # the step just before
-    g.set_state(dice)
-    assert short.timesteps == whole.timesteps[:12]
-    assert torch.equal(getattr(short, sampler)(oracle, x, generator=g), expected)
-
-
-def test_one_seed_is_one_picture():
-    d, model = cosine("10"), diffusion.MixtureDenoiser(cosine("10"), MEANS, 0.1)
-    draw = [d.ddpm_sample(model, torch.zeros(3, 2, 1, 1), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+def test_an_image_with_its_own_generator_does_not_depend_on_the_batch():
+    def own(*seeds):
+        return diffusion.gaussian(torch.zeros(len(seeds), 3, 2, 2), [diffusion.seeded_generator(s) for s in seeds])
+    assert torch.equal(own(1, 2, 3)[1:2], own(2)), "a list of generators gives each image noise of its own"
 
 
 # --- The pictures of the little world ---
@@ -581,8 +559,9 @@ def test_low_and_high_resolution_are_one_picture():
     """The upsampler's pairs must fit: reducing in two steps is reducing in one."""
     pictures = diffusion.world_pictures(30, 1)[0]
     small, large = diffusion.downsample(pictures, 16), diffusion.downsample(pictures, 32)
-    assert torch.allclose(small, F.avg_pool2d(large, 2), atol=1e-6), "the 16-pixel picture is the 32-pixel one, reduced"
-    assert diffusion.downsample(pictures, 64).min() >= -1 and diffusion.downsample(pictures, 64).max() <= 1, "within [-1, 1]"
+    assert torch.allclose(small, F.avg_pool2d(large, 2), atol=1e-6), "the 16-pixel image is the 32-pixel one, reduced"
+    full = diffusion.downsample(pictures, 64)
+    assert full.min() == -1 and full.max() == 1, "images are in [-1, 1], not [0, 1]"
 
 
 @pytest.mark.parametrize("color", tokenizer.COLORS)
@@ -657,3 +636,113 @@ def test_small_things_are_smaller_than_large_ones(caption):
         area = {size: [ink_of(shown(caption.format(size, noun), seed)[0], "white").sum() for seed in range(10)]
                 for size in tokenizer.SIZES}
         assert max(area["small"]) < 0.8 * min(area["large"]), f"a small {noun} may be as large as a large one: {area}"
+
+
+# --- Images as bytes ---
+
+def test_values_beyond_the_range_are_clipped_and_never_wrap():
+    x = torch.tensor([-3e38, -40.0, -1.5, -1.004, 1.004, 1.01, 1.5, 40.0, 3e38])
+    expected = torch.where(x > 0, 255, 0).to(torch.uint8)
+    assert torch.equal(diffusion.to_bytes(x), expected), "as a byte 256 would be 0: what is too bright would turn black"
+
+
+def test_values_are_rounded_to_the_nearest_byte_and_not_cut():
+    every, off = torch.arange(256, dtype=torch.uint8), 0.45 / 127.5
+    values = every.float() / 127.5 - 1
+    for x in (values, values + off, values - off):
+        assert torch.equal(diffusion.to_bytes(x), every), "cut instead of rounded, an image gets darker"
+
+
+def test_bytes_keep_the_shape_and_are_made_of_half_precision_too():
+    x = torch.zeros(2, 3, 4, 5, dtype=torch.float16)
+    assert diffusion.to_bytes(x).shape == x.shape and diffusion.to_bytes(x).dtype == torch.uint8
+
+
+def test_an_image_grid_shows_each_image_in_its_place():
+    images = torch.zeros(5, 3, 2, 4, dtype=torch.uint8)
+    images[:, 0] = torch.tensor([10, 20, 30, 40, 50])[:, None, None]
+    grid = np.asarray(diffusion.image_grid(images, columns=3, zoom=2, gap=1, color="white"))
+    assert grid.shape == (2 * 4 + 1, 3 * 8 + 2, 3), "two rows of three, each pixel 2 × 2, gaps of one pixel in between"
+    for i in range(5):
+        top, left = i // 3 * 5, i % 3 * 9
+        assert (grid[top:top + 4, left:left + 8, 0] == 10 * (i + 1)).all(), f"image {i} is not where it belongs"
+    assert (grid[4] == 255).all() and (grid[:, 8] == 255).all() and (grid[5:, 18:] == 255).all(), "the rest is white"
+
+
+def test_an_image_grid_of_floats_goes_from_minus_one_to_one():
+    images = torch.tensor([-1.0, 0.0, 1.0, 7.0]).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    grid = np.asarray(diffusion.image_grid(images, gap=0))
+    assert grid[0, :, 0].tolist() == [0, 128, 255, 255], "floats are in [-1, 1] and become bytes as in to_bytes"
+
+
+# --- Released answers ---
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_the_released_ones(name):
+    betas = SCHEDULES[name](1000)
+    d = diffusion.Diffusion(betas)
+    assert betas.dtype == torch.float64, "the schedule is float64: in float32 the product of 1,000 numbers drifts"
+    tables = {"betas": betas, "alphas_cumprod": d.alpha_bar, "posterior_mean_coef1": d.posterior_coef_x0,
+              "posterior_mean_coef2": d.posterior_coef_xt, "posterior_variance": d.posterior_variance,
+              "posterior_log_variance_clipped": d.log_posterior}
+    for key, table in tables.items():
+        assert torch.allclose(table, formula.golden(f"schedule.{name}.{key}"), rtol=1e-9, atol=1e-12), key
+    for spec in "100", "fast27":
+        respaced = diffusion.Diffusion(betas, diffusion.respace(1000, spec)).betas
+        assert torch.allclose(respaced, formula.golden(f"respaced.{name}.{spec}.betas"), rtol=1e-9, atol=1e-12)
+
+
+def test_respacing_keeps_the_released_timesteps():
+    for spec, kept in json.loads((formula.GOLDEN / "respacing.json").read_text()).items():
+        assert diffusion.respace(1000, spec) == kept, f"{spec} keeps other timesteps"
+
+
+def test_q_sample_gives_the_released_answer():
+    x0, noise, _ = inputs()
+    formula.agree(cosine().q_sample(x0, T4, noise), formula.golden("q_sample"), 1e-4)
+
+
+@pytest.mark.parametrize("case", ["clip0", "clip1", "fast27"])
+def test_posterior_gives_the_released_answer(case):
+    d, t = cosine(), T4
+    if case == "fast27":
+        d, t = cosine("fast27"), formula.golden("p_mean_variance.fast27.timesteps")
+    p = d.p_mean_variance(inputs()[2], formula.golden("q_sample"), t, clip=case != "clip0")
+    for answer, key in (p.mean, "mean"), (p.log_variance, "log_variance"), (p.x0, "pred_xstart"):
+        formula.agree(answer, formula.golden(f"p_mean_variance.{case}.{key}"), 1e-4)
+
+
+@pytest.mark.parametrize("name, d", [("cosine", cosine()), ("linear", linear())])
+def test_hybrid_loss_gives_the_released_answer(name, d):
+    x0, noise, output = inputs()
+    formula.agree(d.loss(lambda x, t: output, x0, T4, noise), formula.golden(f"loss.{name}.loss"), 1e-4)
+    bound = d.bound(output, x0, d.q_sample(x0, T4, noise), T4)
+    formula.agree(bound, formula.golden(f"vb_bits_per_dim.{name}"), 1e-4)
+    formula.agree((noise - output[:, :3]).square().flatten(1).mean(1), formula.golden(f"loss.{name}.mse"), 1e-4)
+
+
+def released(sampler, **options):
+    return getattr(cosine("ddim10"), sampler)(
+        formula.denoiser("base"), formula.inp("x_T", 3, 3, 16, 16), **formula.conditioning("base", "a"), **options)
+
+
+def pull(x, t):
+    return 0.5 * (1.5 * formula.inp("inpaint_image", 3, 3, 16, 16) - x)
+
+
+def test_ddim_samples_as_the_released_code():
+    formula.agree(released("ddim_sample"), formula.golden("ddim.plain"), 2e-3)
+    formula.agree(released("ddim_sample", grad_fn=pull), formula.golden("ddim.grad"), 2e-3)
+
+
+@pytest.mark.parametrize("key, grad_fn", [("ddpm.injected", None), ("ddpm.grad", pull)])
+def test_the_ancestral_sampler_samples_as_the_released_code(key, grad_fn, monkeypatch):
+    steps = iter(range(10))
+    monkeypatch.setattr(diffusion, "gaussian", lambda x, g: formula.inp(f"noise_{next(steps)}", 3, 3, 16, 16))
+    formula.agree(released("ddpm_sample", grad_fn=grad_fn), formula.golden(key), 2e-3)
+
+
+def test_reverse_ddim_gives_the_released_answer():
+    x0 = 0.5 * formula.inp("x0_image", 3, 3, 16, 16).clamp(-1, 1)
+    answer = cosine("ddim10").ddim_reverse(formula.denoiser("base"), x0, **formula.conditioning("base", "a"))
+    formula.agree(answer, formula.golden("ddim.reverse"), 2e-3)
