@@ -1,0 +1,155 @@
+"""What all experiments share: a command line, partial results that survive an interruption, and figures that are drawn
+from a table alone.
+
+An experiment is two functions, and `run` puts them together:
+
+    measure(args, partial) -> the table, a dictionary that JSON can hold      minutes
+    draw(table) -> a matplotlib Figure, from nothing but the table            a second
+
+The table is written next to the figure. With --redraw the first function is skipped, so the look of a figure can be
+changed without measuring again, and a number can be cited without reading it off a curve. A table holds numbers as
+*cells*: {"value", "low", "high", "n"}, with a 95% interval; and small images as PNG files in base64.
+"""
+import argparse
+import base64
+import hashlib
+import io
+import json
+import re
+import shlex
+import sys
+import textwrap
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+unet, diffusion, train, judge = map(import_module, ("03_unet", "04_diffusion", "08_train", "lessons.10_judge"))
+
+OUTPUTS = ROOT / "outputs"
+
+
+# --- Running -----------------------------------------------------------------------------------------
+
+def parser(doc, name, *, n=None, seeds=None):
+    """An ArgumentParser with the options that all experiments have. n, seeds: their defaults, None for no such option."""
+    p = argparse.ArgumentParser(description=doc.split("\n\n")[0], allow_abbrev=False, prog=f"{name}.py")
+    p.add_argument("--out", type=train.path_name, default=OUTPUTS / f"{name}.png",
+                   help=f"the figure; its table is written next to it, as .json (default: outputs/{name}.png)")
+    p.add_argument("--redraw", action="store_true", help="draw the figure again from its table, without measuring")
+    p.add_argument("--weights", type=train.path_name, default=unet.WEIGHTS, help="a folder (default: lessons/weights)")
+    if n:
+        p.add_argument("--n", type=int, default=n, help=f"how many captions a seed (default: {n})")
+    if seeds:
+        p.add_argument("--seeds", type=int, nargs="+", default=seeds, help="of captions and noise")
+    return p
+
+
+def run(parser, measure, draw, argv=None):
+    """An experiment from its command line. -> exit status: 0, or 2 for what you can mend, with one line on stderr"""
+    words = sys.argv[1:] if argv is None else list(map(str, argv))
+    name = parser.prog
+    command = partial(complete, measure=measure, draw=draw,
+                      command=shlex.join(["python", f"lessons/experiments/{name}", *words]))
+    return train.run(command, parser.parse_args(words), name)
+
+
+def complete(args, *, measure, draw, command):
+    """Measure, unless only the figure is wanted; write the table; draw the figure from it."""
+    path = args.out.with_suffix(".json")
+    if not args.redraw:
+        args.out.parent.mkdir(parents=True, exist_ok=True)      # what cannot be written is refused now
+        start, results = time.time(), Partial(args)
+        table = measure(args, results)
+        made = {"command": command, "minutes": round((time.time() - start) / 60, 1), "torch": str(torch.__version__)}
+        write(path, {"made": made} | table)
+        results.path.unlink(missing_ok=True)
+    elif not path.exists():
+        raise ValueError(f"there is no table {path}; leave --redraw out to measure one")
+    draw(json.loads(path.read_text(encoding="utf-8"))).savefig(args.out, dpi=100)
+    print(f"wrote {args.out} and its table {path.name}")
+
+
+def write(path, table):
+    """A table as JSON, whole or not at all; each of its innermost lists and dictionaries, a cell say, is one line."""
+    text = json.dumps(table, ensure_ascii=False, indent=1)
+    text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda inner: " ".join(inner[0].split()), text)
+    with unet.atomic_write(path) as file:
+        file.write_text(text + "\n", encoding="utf-8")
+
+
+class Partial:
+    """Results of an experiment so far: `partial(key, compute)` computes each once, also if the run is interrupted.
+
+    They are kept in outputs/experiments/, in a file whose name depends on all options and on the weights: a run with
+    other ones begins anew. The file is removed when the experiment is complete.
+    """
+
+    def __init__(self, args):
+        options = {name: str(value) for name, value in vars(args).items() if name not in ("out", "redraw")}
+        files = [(path.name, path.stat().st_mtime_ns) for path in sorted(args.weights.glob("*.pt"))]
+        key = hashlib.sha256(json.dumps([options, files]).encode()).hexdigest()[:12]
+        self.path = OUTPUTS / "experiments" / f"{args.out.stem}-{key}.json"
+        self.results = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        if self.results:
+            print(f"continuing: {len(self.results)} results are in {self.path} already")
+
+    def __call__(self, key, compute):
+        """compute(), or what it returned for this key before."""
+        if key not in self.results:
+            self.results[key] = compute()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(self.path, self.results)
+        return self.results[key]
+
+
+# --- Cells -------------------------------------------------------------------------------------------
+
+def cell(values, *, rate=False):
+    """Independent values [n], or bools, as a number with a 95% interval (10); None for no values at all.
+
+    Values that are not numbers are left out.
+    """
+    rate, values = rate or values.dtype == torch.bool, values.float()
+    values = values[~values.isnan()]
+    if not len(values):
+        return None
+    numbers = judge.mean_interval(values, rate=rate)
+    return dict(zip(("value", "low", "high"), (round(x, 5) if x == x else None for x in numbers)), n=len(values))
+
+
+def percent(rate):
+    """A cell of a rate as text: "62 (49–73)"."""
+    return "{:.0f} ({:.0f}–{:.0f})".format(*(100 * rate[name] for name in ("value", "low", "high"))) if rate else "none"
+
+
+def columns(cells, *names):
+    """The values of a list of cells, their lows and highs: three lists; nan for a cell that is None."""
+    return [[one[name] if one and one[name] is not None else float("nan") for one in cells]
+            for name in names or ("value", "low", "high")]
+
+
+# --- Images ------------------------------------------------------------------------------------------
+
+def to_text(image):
+    """An image [3, H, W], uint8 or float in [-1, 1], as a PNG file in base64."""
+    file = io.BytesIO()
+    diffusion.image_grid(image[None]).save(file, format="PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def show(ax, image, *, title="", below="", width=26, size=11):
+    """An image, from `to_text` or PIL, in a matplotlib panel with its pixels as squares; None leaves the panel empty."""
+    if image is None:
+        ax.axis("off")
+        return
+    ax.imshow(Image.open(io.BytesIO(base64.b64decode(image))) if isinstance(image, str) else image,
+              interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(textwrap.fill(title, width), size=size)
+    ax.set_xlabel(textwrap.fill(below, width), size=size)
