@@ -30,7 +30,7 @@ def captions(batch=3):
 def test_timestep_embedding_is_cosines_then_sines():
     row = unet.timestep_embedding(torch.tensor([3]), 8)[0]
     expected = torch.tensor([3 * 10000 ** (-i / 4) for i in range(4)])
-    assert torch.allclose(row, torch.cat([expected.cos(), expected.sin()]), atol=1e-6), "[cos, sin] of t·10000^(-i/half)"
+    assert torch.allclose(row, torch.cat([expected.cos(), expected.sin()]), atol=1e-6), "cos, then sin, of all angles"
 
 
 def test_a_fresh_network_answers_zero():

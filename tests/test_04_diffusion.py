@@ -353,7 +353,7 @@ def test_orders_of_convergence(sampler, order):
 
 
 def test_the_second_order_sampler_is_the_papers():
-    """DPM-Solver++'s algorithm 2 in its own symbols (λ, h, r, D), in float64. No step is longer than its predecessor."""
+    """Algorithm 2 of DPM-Solver++ in its symbols (λ, h, r, D), in float64. No step is longer than the one before."""
     d, mean, std = process_in_lambda(8, power=2), 0.1, 0.3
     x_T = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64).view(7, 1, 1, 1)
     x, predicted = x_T, []

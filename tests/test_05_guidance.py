@@ -1,4 +1,5 @@
-"""Classifier-free guidance: released answers, and what the scale does to a distribution one knows. The noised CLIP."""
+"""Classifier-free guidance, on a distribution one knows; the noised CLIP and its gradient; released answers."""
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -8,8 +9,8 @@ import torch.nn.functional as F
 import formula
 import small
 
-tokenizer, unet, diffusion, guidance = (import_module(m) for m in (
-    "01_tokenizer", "03_unet", "04_diffusion", "05_guidance"))
+tokenizer, transformer, unet, diffusion, guidance = (import_module(m) for m in (
+    "01_tokenizer", "02_transformer", "03_unet", "04_diffusion", "05_guidance"))
 T = torch.tensor([0, 500, 999])
 MEANS = torch.tensor([[-0.4, 0.0], [0.2, 0.3], [0.3, -0.3]]).view(3, 2, 1, 1)
 
@@ -26,28 +27,14 @@ def process(spec=None):
     return diffusion.Diffusion.from_config(diffusion.DiffusionConfig(), spec)
 
 
-def test_guided_denoiser_gives_the_released_answer():
-    model = guidance.classifier_free(formula.denoiser("base"), 3)
-    with torch.no_grad():
-        answer = model(formula.inp("x", 3, 3, 16, 16), T, **formula.conditioning("base", "a"))
-    formula.agree(answer, formula.golden("cfg3.output"), 1e-4)
-
-
-@pytest.mark.parametrize("scale", [1, 3])
-def test_guided_walk_gives_the_released_answer(scale):
-    model, d = guidance.classifier_free(formula.denoiser("base"), scale), process("ddim10")
-    answer = d.ddim_sample(model, formula.inp("x_T", 3, 3, 16, 16), **formula.conditioning("base", "a"))
-    formula.agree(answer, formula.golden(f"ddim.cfg{scale}"), 2e-3)
-
-
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guidance_goes_along_the_line_between_two_guesses(scale):
     model, x = oracle(process()), torch.randn(3, 2, 1, 1)
     with_prompt, without = model(x, T, **prompt(3)), model(x, T)
     answer = guidance.classifier_free(model, scale)(x, T, **prompt(3))
     expected = without[:, :2] + scale * (with_prompt[:, :2] - without[:, :2])
-    assert torch.allclose(answer[:, :2], expected, atol=1e-5), "ε̂ = ε_∅ + s·(ε_c - ε_∅)"
-    assert torch.equal(answer[:, 2:], with_prompt[:, 2:]), "the variance is the conditional branch's, unguided"
+    assert torch.allclose(answer[:, :2], expected, atol=1e-4), "ε̂ = ε_∅ + s·(ε_c - ε_∅)"
+    assert torch.allclose(answer[:, 2:], with_prompt[:, 2:], atol=1e-4), "the variance is the prompted one"
 
 
 def test_the_papers_other_form_is_the_same_line():
@@ -55,7 +42,7 @@ def test_the_papers_other_form_is_the_same_line():
     model, x = oracle(process()), torch.randn(3, 2, 1, 1)
     e_c, e_0 = model(x, T, **prompt(3))[:, :2], model(x, T)[:, :2]
     answer = guidance.classifier_free(model, 3.0)(x, T, **prompt(3))[:, :2]
-    assert torch.allclose(answer, 3 * e_c - 2 * e_0, atol=1e-5)
+    assert torch.allclose(answer, 3 * e_c - 2 * e_0, atol=1e-4), "s = 3 is (1+w)·ε_c - w·ε_∅ for w = 2"
 
 
 def test_both_branches_are_one_batch_and_every_condition_is_doubled():
@@ -64,23 +51,22 @@ def test_both_branches_are_one_batch_and_every_condition_is_doubled():
     def model(x, t, **cond):
         seen.append((x, t, cond))
         return torch.zeros(len(x), 6, 2, 2)
-    cond = {"tokens": torch.tensor([[1, 2], [3, 4], [5, 6]]), "mask": torch.tensor([[True, True], [True, False], [False, False]]),
-            "low_res": torch.rand(3, 3, 1, 1)}
-    before = {name: value.clone() for name, value in cond.items()}
-    x = torch.randn(3, 3, 2, 2)
+    x, mask = torch.randn(3, 3, 2, 2), torch.tensor([[True, True], [True, False], [False, False]])
+    cond = {"tokens": torch.tensor([[1, 2], [3, 4], [5, 6]]), "mask": mask.clone(), "low_res": torch.rand(3, 3, 1, 1)}
     guidance.classifier_free(model, 3)(x, T, **cond)
     (x2, t2, inner), = seen
-    assert torch.equal(x2, torch.cat([x, x])) and torch.equal(t2, torch.cat([T, T])), "the same x_t twice"
-    assert torch.equal(inner["low_res"], torch.cat([cond["low_res"]] * 2))
-    assert torch.equal(inner["mask"][:3], before["mask"]) and not inner["mask"][3:].any(), "the second half: no prompt"
-    assert all(torch.equal(cond[name], before[name]) for name in cond), "the caller's tensors are left alone"
+    assert torch.equal(x2, torch.cat([x, x])) and torch.equal(t2, torch.cat([T, T])), "both branches see the same x_t"
+    assert torch.equal(inner["low_res"], torch.cat([cond["low_res"]] * 2)), "the low-resolution image is no prompt"
+    assert torch.equal(inner["mask"][:3], mask) and not inner["mask"][3:].any(), "the second half has the empty caption"
+    assert torch.equal(cond["mask"], mask), "the caller's tensors are not changed"
 
 
 def test_a_prepared_guided_model_answers_the_same():
-    model, cond = guidance.classifier_free(formula.denoiser("upsample"), 3), formula.conditioning("upsample", "a")
-    x = formula.inp("x", 3, 3, 16, 16)
+    network = small.randomize(unet.UNet(unet.UNET["tiny"])).eval()
+    model, x = guidance.classifier_free(network, 3), torch.randn(3, 3, 16, 16)
+    cond = {"tokens": torch.arange(60).view(3, 20), "mask": torch.arange(20) < torch.tensor([[20], [5], [0]])}
     with torch.no_grad():
-        assert torch.equal(model(x, T, **cond), model(x, T, **model.prepare(**cond)))
+        assert torch.equal(model(x, T, **cond), model(x, T, **model.prepare(**cond))), "prepare saves time only"
 
 
 @pytest.mark.parametrize("sampler", ["ddim_sample", "dpm_sample"])
@@ -101,33 +87,21 @@ def test_scale_trades_variety_for_certainty(sampler):
 
 # --- Noised CLIP ---
 
-def clip():
-    return import_module("09_sample").load_openai_clip(*(formula.state_dict(f"clip/{tower}-enc", "a")
-                                                         for tower in ("image", "text")))
-
-
 CLIP_TEXT = formula.toks("clip_tokens", 3, 16, 96), torch.tensor([16, 7, 2])
 
 
-@torch.no_grad()
-def test_clip_towers_give_the_released_answers():
-    formula.agree(clip().text(*CLIP_TEXT), formula.golden("clip.text"), 1e-4)
-    formula.agree(clip().image(formula.inp("x", 3, 3, 16, 16), T), formula.golden("clip.image"), 1e-4)
-
-
-def test_clip_guidance_gives_the_released_gradient():
-    model = clip()
-    with torch.no_grad():
-        grad_fn = guidance.clip_guidance(model, model.text(*CLIP_TEXT), 1.0)
-        answer = grad_fn(formula.inp("x", 3, 3, 16, 16), T)       # it turns gradients on itself
-    formula.agree(answer, formula.golden("clip.grad"), 1e-4)
-    assert all(p.grad is None for p in model.parameters()), "a guide is not trained by guiding"
+def clip(**sizes):
+    """A small noised CLIP for images of 16 pixels; its random weights are large enough to tell its inputs apart."""
+    text = transformer.TextConfig(vocab_size=512, context=20, width=32, layers=1, heads=1)
+    config = replace(guidance.CLIP["tiny"], width=32, layers=1, heads=1, text=text, embedding=32, **sizes)
+    torch.manual_seed(0)
+    return guidance.NoisedCLIP(config).eval()
 
 
 def test_clip_guidance_is_the_slope_of_the_logit():
     """Against finite differences in float64, along a direction of its own for every example."""
     model = clip().double()
-    x, text = formula.inp("x", 3, 3, 16, 16).double(), F.normalize(torch.randn(3, 48, dtype=torch.float64), dim=-1)
+    x, text = torch.randn(3, 3, 16, 16).double(), F.normalize(torch.randn(3, 32, dtype=torch.float64), dim=-1)
     direction, h = torch.randn(x.shape, dtype=torch.float64), 1e-5
 
     @torch.no_grad()      # without gradients attention is the fused one, in float64 throughout
@@ -137,45 +111,48 @@ def test_clip_guidance_is_the_slope_of_the_logit():
     slope = (logits(x + h * direction) - logits(x - h * direction)) / (2 * h)
     gradient = guidance.clip_guidance(model, text, 3.0)(x, T)
     along = (gradient * direction).flatten(1).sum(1)
+    # attention in training takes its softmax in float32, so six digits agree at best
     assert torch.allclose(along, slope, rtol=1e-3), f"gradient {along.tolist()}, finite differences {slope.tolist()}"
+    assert all(p.grad is None for p in model.parameters()), "a guide is not trained by guiding"
 
 
 @torch.no_grad()
 def test_padding_never_reaches_a_caption():
-    """The tower is causal and reads the end token: what stands behind it cannot matter."""
     tokens, lengths = CLIP_TEXT
     other = tokens.clone()
     other[1, 7:], other[2, 2:] = 0, 95
-    assert torch.allclose(clip().text(tokens, lengths), clip().text(other, lengths), atol=1e-6)
+    same = torch.allclose(clip().text(tokens, lengths), clip().text(other, lengths), atol=1e-5)
+    assert same, "the encoder is causal and reads the end token, so what stands behind it cannot matter"
 
 
 @torch.no_grad()
 def test_clip_answers_unit_vectors_that_know_the_timestep():
-    model, x = clip(), formula.inp("x", 3, 3, 16, 16)
+    model, x = clip(), torch.randn(3, 3, 16, 16)
     early, late = (model.image(x, torch.full((3,), t)) for t in (0, 999))
-    assert torch.allclose(early.norm(dim=1), torch.ones(3), atol=1e-5)
-    assert (early - late).abs().max() > 1e-2, "the same picture means something else at another noise level"
+    assert torch.allclose(early.norm(dim=1), torch.ones(3), atol=1e-5), "only directions are compared"
+    assert (early - late).abs().max() > 1e-2, "the same image means something else at another noise level"
 
 
 @pytest.mark.parametrize("sampler", ["ddpm_sample", "ddim_sample", "dpm_sample"])
-def test_a_guided_walk_ends_where_the_caption_fits_better(sampler):
-    """Pictures of a plain Gaussian, walked to from the same noise with and without the pull."""
-    model, d = clip(), process("20")
-    text = model.text(*CLIP_TEXT).detach()
-    pictures = diffusion.MixtureDenoiser(d, torch.zeros(1, 3, 16, 16), 0.5)
-    fit = []
+def test_the_pull_of_clip_ends_where_the_caption_fits_better(sampler):
+    """Images of a plain Gaussian, sampled from the same noise with and without guidance."""
+    model, d, n = clip(), process("20"), 24
+    text = model.text(*CLIP_TEXT).detach()[1:2]
+    images, fit = diffusion.MixtureDenoiser(d, torch.zeros(1, 3, 16, 16), 0.5), []
     for grad_fn in (None, guidance.clip_guidance(model, text, 1.0)):
         g = torch.Generator().manual_seed(0)
-        x = getattr(d, sampler)(pictures, torch.randn(3, 3, 16, 16, generator=g), grad_fn=grad_fn, generator=g)
-        fit.append((model.image(x, torch.zeros(3, dtype=torch.long)) * text).sum(1))
-    assert (fit[1] > fit[0] + 0.05).all(), f"similarity {fit[0].tolist()} unguided, {fit[1].tolist()} guided"
+        x = getattr(d, sampler)(images, torch.randn(n, 3, 16, 16, generator=g), grad_fn=grad_fn, generator=g)
+        with torch.no_grad():
+            fit.append((model.image(x, torch.zeros(n, dtype=torch.long)) @ text[0]).mean().item())
+    assert fit[1] > fit[0] + 0.1, f"the mean similarity is {fit[0]:.2f} without the pull and {fit[1]:.2f} with it"
 
 
 @pytest.mark.parametrize("preset", ["filtered", "paper"])
 def test_released_clip_sizes_to_the_last_parameter(preset):
     with torch.device("meta"):   # shapes without memory
-        model = guidance.NoisedCLIP(import_module("08_train").PRESETS[preset]["clip"].network)
-    assert [sum(p.numel() for p in tower.parameters()) for tower in (model.image_encoder, model.caption_encoder)] == [86_443_776, 71_679_488]
+        model = guidance.NoisedCLIP(guidance.CLIP[preset])
+    counts = [unet.parameters(encoder) for encoder in (model.image_encoder, model.caption_encoder)]
+    assert counts == [86_443_776, 71_679_488], f"the encoders have {counts} parameters"
 
 
 def test_the_tiny_clip_is_small_enough_to_come_along():
@@ -213,76 +190,67 @@ def test_a_caption_that_is_cut_keeps_its_end_token(tok):
 
 @torch.no_grad()
 def test_the_longest_caption_of_a_batch_changes_no_other():
-    """The tower stops at the longest: a short caption means the same beside it and alone."""
-    model, tok = guidance.NoisedCLIP(small.clip_preset().network), tokenizer.world_tokenizer()
+    model, tok = clip(), tokenizer.world_tokenizer()
     both = guidance.encode_clip(["a red heart", "a small red heart on a white background"], tok, 20)
     alone = guidance.encode_clip(["a red heart"], tok, 20)
-    assert torch.allclose(model.text(**both)[:1], model.text(**alone), atol=1e-5)
+    assert torch.allclose(model.text(**both)[:1], model.text(**alone), atol=1e-5), "captions do not affect each other"
 
 
 # --- Weight files ---
 
-def save_clip(path, **facts):
-    torch.manual_seed(0)
-    model = guidance.NoisedCLIP(small.clip_preset().network)
-    unet.save_weights(path, model, **facts)
-    return model
-
-
 def test_a_clip_comes_back_as_it_went(tmp_path):
-    model = save_clip(tmp_path / "clip.pt")
+    model = clip()
+    unet.save_weights(tmp_path / "clip.pt", model)
     again = guidance.NoisedCLIP.load(tmp_path / "clip.pt")
     assert again.config == model.config and not again.training
     for (key, value), back in zip(model.state_dict().items(), again.state_dict().values()):
         assert torch.equal(value.half().float(), back), key
 
 
-@pytest.mark.parametrize("what", ["nothing", "half a file", "a U-Net", "other sizes"])
+@pytest.mark.parametrize("what", ["nothing", "a U-Net", "other sizes"])
 def test_what_is_no_clip_is_refused_in_one_line(tmp_path, what):
-    path = tmp_path / "clip.pt"
-    if what == "half a file":
-        save_clip(path)
-        path.write_bytes(path.read_bytes()[:3000])
-    elif what == "a U-Net":
-        unet.save_weights(path, unet.UNet(small.preset().network))
+    path, model = tmp_path / "clip.pt", clip()
+    if what == "a U-Net":
+        unet.save_weights(path, unet.UNet(unet.UNET["tiny"]))
     elif what == "other sizes":
-        model = guidance.NoisedCLIP(small.clip_preset().network)
         model.config = guidance.CLIP["tiny"]
         unet.save_weights(path, model)
     with pytest.raises((FileNotFoundError, ValueError)) as refusal:
         guidance.NoisedCLIP.load(path)
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert str(path) in small.one_line(refusal.value), "a refusal is one line that names the file"
 
 
-def test_a_tiny_clip_guides_and_reranks(tmp_path):
-    sample = import_module("09_sample")
-    tok = tokenizer.world_tokenizer()
-    save_clip(tmp_path / "clip.pt", tokenizer=tok.merges, difficulty="single")
-    guide = sample.Clip.load(tmp_path / "clip.pt")
-    assert (guide.preset, guide.difficulty) == ("tiny", "single") and guide.embed(["a red heart"]).shape == (1, 32)
-    preset = small.preset()
-    captions = ["a red heart"] * 2
-    base = sample.Model.of(small.randomize(unet.UNet(preset.network)), preset.diffusion, 16, tok)
-    g = torch.Generator().manual_seed(0)
-    x_T = diffusion.gaussian(torch.empty(2, 3, 16, 16), g)
-    walk = diffusion.Diffusion.from_config(base.process, "4")
-    plain = walk.ddpm_sample(base.denoiser, x_T, generator=g, **base.encode(captions))
-    unmoved, moved = (sample.draw_small(base, captions, generator=torch.Generator().manual_seed(0), clip=guide,
-                                        guide="clip", scale=scale, steps="4", sampler="ddpm") for scale in (0.0, 1.0))
-    assert torch.allclose(unmoved, plain, atol=1e-6), "pulled by nothing: the model as trained"
-    assert not torch.allclose(moved, plain, atol=1e-3), "pulled by CLIP: another picture"
-    assert guide.fit(plain, captions).shape == (2,) and guide.fit(plain, captions).abs().max() <= 1.001
+# --- Released answers ---
+
+def released_clip():
+    towers = (formula.state_dict(f"clip/{tower}-enc", "a") for tower in ("image", "text"))
+    return import_module("lessons.12_released").load_openai_clip(*towers)
 
 
-def test_tiny_weights_without_a_clip_are_refused_in_one_line(tmp_path, capfd):
-    """--guide clip needs clip.pt in the folder of the weights; what to do is said."""
-    status = import_module("09_sample").main(["a red heart", "--guide", "clip", "--weights", str(tmp_path)])
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert status == 2 and len(lines) == 1 and "08_train.py clip" in lines[0] and str(tmp_path) in lines[0], lines
+def test_guided_denoiser_gives_the_released_answer():
+    model = guidance.classifier_free(formula.denoiser("base"), 3)
+    with torch.no_grad():
+        answer = model(formula.inp("x", 3, 3, 16, 16), T, **formula.conditioning("base", "a"))
+    formula.agree(answer, formula.golden("cfg3.output"), 1e-4)
 
 
-def test_a_clip_of_single_things_is_not_asked_about_pairs():
-    sample = import_module("09_sample")
-    guide = sample.Clip(None, None, preset="tiny", difficulty="single")
-    with pytest.raises(ValueError, match="single things only"):
-        sample.check_prompt("a red heart above a blue star", guide)
+@pytest.mark.parametrize("scale", [1, 3])
+def test_guided_sampling_gives_the_released_answer(scale):
+    model, d = guidance.classifier_free(formula.denoiser("base"), scale), process("ddim10")
+    answer = d.ddim_sample(model, formula.inp("x_T", 3, 3, 16, 16), **formula.conditioning("base", "a"))
+    formula.agree(answer, formula.golden(f"ddim.cfg{scale}"), 2e-3)
+
+
+@torch.no_grad()
+def test_clip_encoders_give_the_released_answers():
+    formula.agree(released_clip().text(*CLIP_TEXT), formula.golden("clip.text"), 1e-4)
+    formula.agree(released_clip().image(formula.inp("x", 3, 3, 16, 16), T), formula.golden("clip.image"), 1e-4)
+
+
+def test_clip_guidance_gives_the_released_gradient():
+    model = released_clip()
+    with torch.no_grad():
+        grad_fn = guidance.clip_guidance(model, model.text(*CLIP_TEXT), 1.0)
+        answer = grad_fn(formula.inp("x", 3, 3, 16, 16), T)       # it turns gradients on itself
+    formula.agree(answer, formula.golden("clip.grad"), 1e-4)
+    assert all(p.grad is None for p in model.parameters()), "a guide is not trained by guiding"
