@@ -43,6 +43,7 @@ def randomize(network):
 
 def save_model(path, like, **metadata):
     """One weight file as 08 leaves it, of the Preset `like` and with random weights. metadata replaces what 08 says."""
+    torch.manual_seed(0)                     # the same weights each time
     facts = {"size": like.size, "diffusion": asdict(like.diffusion), "tokenizer": tokenizer.world_tokenizer().merges,
              "world": "full", "made": {"command": "python 08_train.py", "steps": 1}}
     unet.save_weights(path, randomize(train.build_network(like.network)), **facts | metadata)
