@@ -1,4 +1,4 @@
-"""Text becomes integers: merges by hand, the published vocabularies, padding, and the little language."""
+"""Text becomes integers: merges by hand, padding, the little language; the published vocabularies."""
 import gzip
 import hashlib
 import json
@@ -103,7 +103,7 @@ def test_merges_as_by_hand():
 def test_train_counts_words_in_texts():
     texts = [word for word, times in WORDS.items() for _ in range(times)]
     trained = BPETokenizer.train(texts, 257 + 5)
-    assert [trained.decode([256 + k]) for k in range(5)] == ["es", "est", "lo", "low", "ne"]
+    assert [trained.decode([256 + k]) for k in range(5)] == ["es", "est", "lo", "low", "ne"], "merges as by hand"
     assert trained.vocab_size == 262 and trained.end_token == 261, "256 bytes, 5 merges, the end token last"
     assert BPETokenizer.train((t.upper() for t in texts), 262).merges == trained.merges, "capitals do not count"
 
@@ -111,10 +111,10 @@ def test_train_counts_words_in_texts():
 def test_training_stops_when_words_are_tokens():
     trained = BPETokenizer.train(list(WORDS), 10_000)
     assert trained.vocab_size == 256 + len(BY_HAND) + 1, "no pair is left when every word is one token"
-    assert all(len(trained.encode(word)) == 1 for word in WORDS)
+    assert all(len(trained.encode(word)) == 1 for word in WORDS), "every word of the training text is one token"
 
 
-def test_a_vocabulary_holds_the_bytes_at_least():
+def test_a_vocabulary_has_at_least_the_bytes_and_the_end_token():
     assert BPETokenizer.train(["a red heart"], 257).merges == []
     with pytest.raises(ValueError, match="257"):
         BPETokenizer.train(["a red heart"], 256)
@@ -122,7 +122,7 @@ def test_a_vocabulary_holds_the_bytes_at_least():
 
 @pytest.mark.parametrize("before, after", [((5, 5, 5), (9, 5)), ((5, 5, 5, 5), (9, 9)), ((5,), (5,)), ((), ())])
 def test_merging_goes_from_the_left_and_never_overlaps(before, after):
-    assert tokenizer.merge(before, (5, 5), 9) == after
+    assert tokenizer.merge(before, (5, 5), 9) == after, "a a a becomes new a"
 
 
 def test_merges_do_not_cross_words():
@@ -136,7 +136,7 @@ def test_merges_do_not_cross_words():
 def test_the_merge_learned_first_goes_first():
     a, b, c = ids_of("abc")
     assert BPETokenizer([(b, c), (a, b)]).encode("abc") == [a, 256], "b-c was learned before a-b"
-    assert BPETokenizer([(a, b), (b, c)]).encode("abc") == [256, c]
+    assert BPETokenizer([(a, b), (b, c)]).encode("abc") == [256, c], "a-b was learned before b-c"
 
 
 def test_encoding_replays_all_merges_in_order():
@@ -170,21 +170,20 @@ def test_no_string_fails():
 
 def test_a_part_of_a_character_decodes_to_the_replacement_sign():
     plain = BPETokenizer([])
-    assert plain.decode(plain.encode("♥")[:2]) == "�"
+    assert plain.decode(plain.encode("♥")[:2]) == "�", "two of a heart's three bytes are no character"
 
 
-def test_merges_are_all_a_checkpoint_needs():
-    world = tokenizer.world_tokenizer()
-    stored = json.loads(json.dumps(world.merges))
-    again = BPETokenizer(stored)
-    caption = "three green snowmen on a black background"
-    assert again.encode(caption) == world.encode(caption) and again.vocab_size == world.vocab_size
+def test_merges_are_all_a_weight_file_needs():
+    world, caption = tokenizer.world_tokenizer(), "three green snowmen on a black background"
+    again = tokenizer.load_tokenizer({"tokenizer": json.loads(json.dumps(world.merges))})
+    assert again.encode(caption) == world.encode(caption) and again.vocab_size == world.vocab_size, "the same tokenizer"
+    assert isinstance(tokenizer.load_tokenizer({"tokenizer": [], "vocabulary": "clip"}), CLIPTokenizer), "or CLIP's"
 
 
 def test_a_full_cache_changes_nothing():
     world = BPETokenizer(tokenizer.world_tokenizer().merges)
     world.cache = {str(i): () for i in range(50_000)}
-    assert world.encode("a red heart") == tokenizer.world_tokenizer().encode("a red heart")
+    assert world.encode("a red heart") == tokenizer.world_tokenizer().encode("a red heart"), "a cache saves time only"
     assert len(world.cache) < 10, "a full cache is emptied, or a large data set would fill the memory"
 
 
@@ -192,7 +191,7 @@ def test_a_full_cache_changes_nothing():
 
 def test_pad_fills_with_the_end_token_and_masks_it():
     small = BPETokenizer([])
-    assert small.pad([7, 8], 4) == ([7, 8, 256, 256], [True, True, False, False])
+    assert small.pad([7, 8], 4) == ([7, 8, 256, 256], [True, True, False, False]), "the mask tells padding from text"
     assert small.pad([], 2) == ([256, 256], [False, False]), "an empty caption is all padding"
 
 
@@ -200,12 +199,12 @@ def test_pad_cuts_what_is_too_long():
     assert BPETokenizer([]).pad([1, 2, 3], 2) == ([1, 2], [True, True]), "no end token is forced in"
     ids = [1, 2, 3]
     BPETokenizer([]).pad(ids, 5)
-    assert ids == [1, 2, 3], "the list that was handed over stays as it was"
+    assert ids == [1, 2, 3], "the caller's list is not changed"
 
 
 def test_padding_decodes_to_nothing():
     world = tokenizer.world_tokenizer()
-    assert world.decode(world.pad(world.encode("a red heart"), 12)[0]) == "a red heart"
+    assert world.decode(world.pad(world.encode("a red heart"), 12)[0]) == "a red heart", "the end token has no text"
 
 
 def test_clip_pad_keeps_the_end_token():
@@ -222,7 +221,7 @@ def test_clip_marks_the_end_of_a_word():
     bare = CLIPTokenizer([])
     a, b = ids_of("ab")
     assert bare.encode("ab b") == [a, b + 256, b + 256], "a byte that ends a word has an id of its own"
-    assert bare.decode(bare.encode("ab b")) == "ab b "
+    assert bare.decode(bare.encode("ab b")) == "ab b ", "and it decodes to the byte and a space"
 
 
 @pytest.mark.parametrize("text, same", [
@@ -235,39 +234,11 @@ def test_clip_cleans_and_cuts(text, same):
 
 def test_clip_knows_markers_in_a_text():
     bare = CLIPTokenizer([])
-    assert bare.encode("<|StartOfText|><|endoftext|>") == [bare.start_token, bare.end_token]
+    assert bare.encode("<|StartOfText|><|endoftext|>") == [bare.start_token, bare.end_token], "in either case"
     assert len(BPETokenizer([]).encode("<|endoftext|>")) == 13, "to GLIDE's tokenizer it is thirteen letters"
 
 
-# --- The published vocabularies ---
-
-def test_gpt2_vocabulary(gpt2):
-    assert gpt2.vocab_size == 50_257 and gpt2.end_token == 50_256
-    assert gpt2.encode("a red heart") == [64, 2266, 2612], "the numbers in the module's opening diagram"
-
-
-@pytest.mark.parametrize("row", GOLDEN, ids=name_of)
-def test_glide_tokens_as_released(gpt2, row):
-    ids = gpt2.encode(row["text"])
-    assert ids == row["glide"] and gpt2.decode(ids) == row["glide_decoded"]
-    padded, mask = gpt2.pad(ids, 128)
-    assert (len(padded), len(mask)) == (128, 128) and padded[-1] == row["glide_last"]
-    assert sum(mask) == row["glide_mask_true"]
-
-
-@pytest.mark.parametrize("row", [row for row in GOLDEN if not row["ftfy_changes_it"]],
-                         ids=name_of)
-def test_clip_tokens_as_released(clip, row):
-    ids = clip.encode(row["text"])
-    assert ids == row["clip"] and clip.decode(ids) == row["clip_decoded"]
-    padded, length = clip.pad(ids, 77)
-    assert len(padded) == 77 and length == row["clip_len"]
-    assert padded[:8] == row["clip_padded_head"] and padded[-3:] == row["clip_padded_tail"]
-
-
-def test_clip_vocabulary(clip):
-    assert (clip.vocab_size, clip.start_token, clip.end_token) == (49_408, 49_406, 49_407)
-
+# --- Files of merges ---
 
 def merge_list(header, lines):
     return "\n".join([header, *lines]).encode()
@@ -300,13 +271,6 @@ def test_a_missing_merge_list_is_named(tmp_path):
         BPETokenizer.from_gpt2(tmp_path / "nowhere.bpe")
 
 
-def test_the_two_lists_are_not_mixed_up(gpt2, clip):
-    with pytest.raises(ValueError, match="version"):
-        CLIPTokenizer.from_file(published("GPT-2's merge list", GPT2_SHA))
-    with pytest.raises(ValueError, match="version"):
-        BPETokenizer.from_gpt2(published("CLIP's merge list", CLIP_SHA))
-
-
 # --- The little language ---
 
 def scenes(n, **options):
@@ -330,8 +294,7 @@ def test_parse_is_the_inverse_of_caption():
     (Scene((Thing("umbrella", "orange", "small"),)), "a small orange umbrella"),
 ])
 def test_captions_by_hand(scene, caption):
-    assert scene.caption() == caption
-    assert Scene.parse(caption) == scene
+    assert scene.caption() == caption and Scene.parse(caption) == scene, "words to scene and back"
 
 
 def test_articles_follow_the_next_word():
@@ -343,14 +306,14 @@ def test_articles_follow_the_next_word():
 
 
 def test_case_and_spaces_do_not_matter():
-    assert Scene.parse("  A Small RED heart \n") == Scene((Thing("heart", "red", "small"),))
+    assert Scene.parse("  A Small RED heart \n") == Scene((Thing("heart", "red", "small"),)), "tidied before it is read"
 
 
 def test_an_unknown_word_is_named_and_the_known_ones_listed():
     with pytest.raises(ValueError) as caught:
         Scene.parse("a Mauve dog above a red heart")
     message = str(caught.value)
-    assert "'mauve'" in message and "'dog'" in message and "\n" not in message
+    assert "'mauve'" in message and "'dog'" in message and "\n" not in message, "one line that names what is unknown"
     assert "colours: red, green" in message and "nouns: heart" in message, "what could be said instead, by kind"
 
 
@@ -404,8 +367,8 @@ def test_held_out_scenes_hold_a_held_out_pair(difficulty):
 
 def test_single_scenes_are_one_easy_thing():
     drawn = scenes(1000, difficulty="single")
-    assert {scene.kind for scene in drawn} == {"single"}
-    assert {scene.things[0].noun for scene in drawn} == set(tokenizer.EASY_NOUNS)
+    assert {scene.kind for scene in drawn} == {"single"}, "the first models draw one thing at a time"
+    assert {scene.things[0].noun for scene in drawn} == set(tokenizer.EASY_NOUNS), "of the clearest shapes"
     with pytest.raises(ValueError, match="hard"):
         tokenizer.random_scene(random.Random(0), "hard")
 
@@ -430,9 +393,15 @@ def test_two_things_differ():
             assert (one.noun, one.color) != (other.noun, other.color), "two alike would be a count"
 
 
-def test_the_same_seed_draws_the_same_scenes():
-    assert scenes(50) == scenes(50) and scenes(50, held_out=True) == scenes(50, held_out=True)
-    assert len(set(scenes(50))) > 40, "and scenes can stand in a set"
+def test_the_same_rng_draws_the_same_scenes():
+    assert scenes(50) == scenes(50) and scenes(50, held_out=True) == scenes(50, held_out=True), "rng decides everything"
+    assert len(set(scenes(50))) > 40, "scenes differ, and can be put into a set"
+
+
+def test_a_seed_is_made_of_names():
+    one, again, other = (tokenizer.seeded_rng("train", step).random() for step in (1, 1, 2))
+    assert one == again != other, "the same names give the same numbers"
+    assert tokenizer.seeded_rng("train", 1).getrandbits(32) == 1719574506, "… on every machine and in every run"
 
 
 def test_canonical_says_the_same_picture_one_way():
@@ -442,7 +411,7 @@ def test_canonical_says_the_same_picture_one_way():
                               ("above", Scene((a, b), 1, "above", "gray")),
                               ("below", Scene((b, a), 1, "above", "gray"))):
         assert Scene((a, b), 1, relation, "gray").canonical() == one_way, f"{relation}: one picture"
-    assert Scene((a,), 3).canonical() == Scene((a,), 3)
+    assert Scene((a,), 3).canonical() == Scene((a,), 3), "without a relation there is only one way to say it"
 
 
 def test_fill_decides_only_what_is_open():
@@ -452,11 +421,11 @@ def test_fill_decides_only_what_is_open():
         full = scene.fill(rng)
         filled.append(full)
         assert full.background and all(thing.size for thing in full.things), "a picture leaves nothing open"
-        assert scene.background in (None, full.background)
+        assert scene.background in (None, full.background), "a background that was said stays"
         assert all(t.size in (None, f.size) and (t.noun, t.color) == (f.noun, f.color)
                    for t, f in zip(scene.things, full.things)), "what the caption says stays"
-        assert (full.count, full.relation) == (scene.count, scene.relation)
-    assert {scene.background for scene in filled} == set(tokenizer.BACKGROUNDS)
+        assert (full.count, full.relation) == (scene.count, scene.relation), "counts and relations are never open"
+    assert {scene.background for scene in filled} == set(tokenizer.BACKGROUNDS), "every background gets chosen"
 
 
 def test_tables_do_not_contradict_each_other():
@@ -476,3 +445,40 @@ def test_every_word_is_one_token():
     first = {token for token in world.tokens if token in {b"a", b"an", b"two", b"three"}}
     assert len(first) == 4, "the words that begin a caption have no space in front of them"
     assert world.vocab_size < 1024 and world is tokenizer.world_tokenizer(), "small, and made once"
+
+
+# --- The published vocabularies ---
+
+def test_gpt2_vocabulary(gpt2):
+    assert gpt2.vocab_size == 50_257 and gpt2.end_token == 50_256
+    assert gpt2.encode("a red heart") == [64, 2266, 2612], "the numbers in the module's opening diagram"
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=name_of)
+def test_glide_tokens_as_released(gpt2, row):
+    ids = gpt2.encode(row["text"])
+    assert ids == row["glide"] and gpt2.decode(ids) == row["glide_decoded"]
+    padded, mask = gpt2.pad(ids, 128)
+    assert (len(padded), len(mask)) == (128, 128) and padded[-1] == row["glide_last"]
+    assert sum(mask) == row["glide_mask_true"]
+
+
+@pytest.mark.parametrize("row", [row for row in GOLDEN if not row["ftfy_changes_it"]],
+                         ids=name_of)
+def test_clip_tokens_as_released(clip, row):
+    ids = clip.encode(row["text"])
+    assert ids == row["clip"] and clip.decode(ids) == row["clip_decoded"]
+    padded, length = clip.pad(ids, 77)
+    assert len(padded) == 77 and length == row["clip_len"]
+    assert padded[:8] == row["clip_padded_head"] and padded[-3:] == row["clip_padded_tail"]
+
+
+def test_clip_vocabulary(clip):
+    assert (clip.vocab_size, clip.start_token, clip.end_token) == (49_408, 49_406, 49_407)
+
+
+def test_the_two_lists_are_not_mixed_up(gpt2, clip):
+    with pytest.raises(ValueError, match="version"):
+        CLIPTokenizer.from_file(published("GPT-2's merge list", GPT2_SHA))
+    with pytest.raises(ValueError, match="version"):
+        BPETokenizer.from_gpt2(published("CLIP's merge list", CLIP_SHA))
