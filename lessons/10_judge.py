@@ -24,8 +24,8 @@ intervals: Wilson 1927, JASA 22; Brown, Cai & DasGupta 2001, Statistical Science
 
     python lessons/10_judge.py              about ten seconds: what the judge sees, its ceiling, and two intervals
                                             put to the test; outputs/10_judge.png
-    python lessons/10_judge.py measure      caption accuracy of the small models, three minutes; --weights FOLDER
-    python lessons/10_judge.py retrieval    captions found by the noised CLIP, half a minute
+    python lessons/10_judge.py measure      caption accuracy of the small models, ten minutes; --n 60: four minutes
+    python lessons/10_judge.py retrieval    captions found by the noised CLIP, ten seconds; both: --weights FOLDER
     python lessons/10_judge.py train        the judge of 16 pixels, four minutes; --size 32, 64 or 128 take longer
 """
 import argparse
@@ -158,10 +158,9 @@ def scores(judge, images, scenes):
     Two things that changed places have the right layout and wrong nouns or colours, so a relation is right when
     layout, nouns and colours are.
     """
-    wanted, names = labels(scenes), [name for name, _ in QUESTIONS]
+    wanted, names = labels(scenes), ("all", *dict(QUESTIONS))
     right = (answer(judge, images) == wanted) | (wanted < 0)                             # [n, questions]
-    return {"all": right.all(1).numpy()} | {
-        name: right[:, [other == name for other in names]].all(1).numpy() for name in names}
+    return {name: right[:, [name in ("all", asked) for asked, _ in QUESTIONS]].all(1).numpy() for name in names}
 
 
 # --- Its training ------------------------------------------------------------------------------------
@@ -279,7 +278,7 @@ def mean_interval(values, *, rate=False):
 
 # --- Measures ----------------------------------------------------------------------------------------
 
-def draw(base, scenes, *, upsampler=None, low_res=None, options=None, seed=0, batch=50):
+def draw(base, scenes, *, upsampler=None, low_res=None, options=None, seed=0, batch=16):
     """Images of the scenes' captions by the base model, and by the upsampler if there is one: [n, 3, S, S], on the CPU.
 
     base, upsampler  Models (09);  low_res  images to enlarge instead of the base model's
@@ -344,18 +343,18 @@ def retrieval_accuracy(clip, words, process, world, *, n=500, timesteps=range(0,
     The distractors are captions of other scenes, each false of the image. Guessing finds one in a hundred. Every noise
     level is measured because guidance asks at all of them: a CLIP that reads only clean images is of no use to it.
     """
-    g, size = torch.Generator().manual_seed(12345), clip.config.size
-    images, captions, filled = diffusion.world_pictures(max(n, 2 * choices), 12345, world, side=max(size, 64))
-    # More is true of an image than its own caption: others say the same, or leave more open.
-    said, shown = labels(map(tokenizer.Scene.parse, captions)), labels(filled[:n])
-    true = ((said == shown[:, None]) | (said < 0)).all(2)                                # [images, captions]
-    distractors = torch.multinomial((~true).float(), choices - 1, generator=g)           # [images, choices - 1]
-    texts = clip.text(**guidance.encode_clip(captions, words, clip.config.text.context))
-    x0, rates = diffusion.downsample(images[:n], size), {}
+    rng, g, size = random.Random(12345), torch.Generator().manual_seed(12345), clip.config.size
+    scenes = [tokenizer.random_scene(rng, world) for _ in range(max(n, 2 * choices))]
+    filled = [scene.fill(rng) for scene in scenes[:n]]
+    # A caption is false if anything that it says is not shown. Several may be true of an image, not only its own.
+    said, shown = labels(scenes), labels(filled)                                         # [captions, 8], [images, 8]
+    distractors = torch.multinomial(((said != shown[:, None]) & (said >= 0)).any(2).float(), choices - 1, generator=g)
+    texts = clip.text(**guidance.encode_clip([scene.caption() for scene in scenes], words, clip.config.text.context))
+    x0, rates = diffusion.downsample(diffusion.draw_all(filled, rng, max(size, 64)), size), {}
     for t in timesteps:
         steps = torch.full((n,), t)
-        x_t = process.q_sample(x0, steps, diffusion.gaussian(x0, g))
-        fits = clip.image(x_t, steps) @ texts.T                                          # [images, captions]
+        # How well each image fits each caption, [images, captions]; on the diagonal stands its own.
+        fits = clip.image(process.q_sample(x0, steps, diffusion.gaussian(x0, g)), steps) @ texts.T
         rates[t] = int((fits.diagonal()[:, None] > fits.gather(1, distractors)).all(1).sum()), n
     return rates
 
@@ -474,16 +473,18 @@ def main(argv=None):
     add, commands = parser.add_argument, {"train": make_judge, "measure": measure, "retrieval": retrieve}
     add("command", nargs="?", choices=commands, help="without one: a demonstration")
     add("--weights", type=train.path_name, default=unet.WEIGHTS, help="measure, retrieval: a folder (lessons/weights)")
-    add("--n", type=train.at_least(1), help="measure: captions of each kind (300); retrieval: images (500)")
-    add("--seed", type=train.at_least(0), default=0, help="train, measure")
+    add("--n", type=int, help="measure: captions of each kind (300); retrieval: images (500)")
+    add("--seed", type=int, default=0, help="train, measure")
     add("--steps", help="train: of 256 images each (1000); measure: of the base model's sampling loop")
     add("--scale", type=float, help="measure: of guidance; its default, like that of steps and sampler, is the model's")
     add("--sampler", choices=("ddpm", "ddim", "dpm"), help="measure")
-    add("--device", type=train.device_name, default="cpu", help="measure")
+    add("--device", default="cpu", help="measure")
     add("--size", type=int, choices=(16, 32, 64, 128), default=16, help="train: of the judge's images, in pixels")
     add("--out", type=train.path_name, help="train: the file; default outputs/judge-SIZE.pt")
     args = parser.parse_args(argv)
-    return train.run(commands.get(args.command, demonstrate), args, "10_judge.py", "out of memory")
+    if args.n is not None and args.n < 1:
+        parser.error("--n is at least 1")
+    return train.run(commands.get(args.command, demonstrate), args, "10_judge.py")
 
 
 if __name__ == "__main__":
