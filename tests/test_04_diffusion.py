@@ -476,6 +476,12 @@ def shown(caption, seed=0):
     return diffusion.draw(scene, rng).astype(int), scene
 
 
+def world(n, seed, difficulty="full"):
+    """n pictures of the little world, uint8 [n, 3, 64, 64], the captions that are said, the scenes that are shown."""
+    pictures, said, shown, _ = zip(*(diffusion.LittleWorld(difficulty, seed)[i] for i in range(n)))
+    return torch.stack(pictures), said, [tokenizer.Scene.parse(caption) for caption in shown]
+
+
 def rgb(name):
     return diffusion.RGB[name].astype(int)
 
@@ -539,13 +545,13 @@ def test_every_glyph_looks_different():
 
 
 def test_one_seed_is_one_set_of_pictures():
-    first, again, other = (diffusion.world_pictures(20, seed) for seed in (3, 3, 4))
-    assert torch.equal(first[0], again[0]) and first[1:] == again[1:], "the seed decides pictures and captions"
+    first, again, other = (world(20, seed) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0]) and first[1:] == again[1:], "seed and position decide picture and caption"
     assert not torch.equal(first[0], other[0]), "another seed, other pictures"
 
 
-def test_world_pictures_are_bytes_with_the_captions_of_their_scenes():
-    pictures, captions, scenes = diffusion.world_pictures(50, 0)
+def test_the_world_is_bytes_with_the_captions_of_their_scenes():
+    pictures, captions, scenes = world(50, 0)
     assert pictures.shape == (50, 3, 64, 64) and pictures.dtype == torch.uint8, "uint8 [n, 3, 64, 64]"
     for caption, scene in zip(captions, scenes):
         said = tokenizer.Scene.parse(caption)
@@ -557,7 +563,7 @@ def test_world_pictures_are_bytes_with_the_captions_of_their_scenes():
 
 def test_low_and_high_resolution_are_one_picture():
     """The upsampler's pairs must fit: reducing in two steps is reducing in one."""
-    pictures = diffusion.world_pictures(30, 1)[0]
+    pictures = world(30, 1)[0]
     small, large = diffusion.downsample(pictures, 16), diffusion.downsample(pictures, 32)
     assert torch.allclose(small, F.avg_pool2d(large, 2), atol=1e-6), "the 16-pixel image is the 32-pixel one, reduced"
     full = diffusion.downsample(pictures, 64)
@@ -575,7 +581,7 @@ def test_a_thing_has_the_colour_of_its_caption(color):
 
 
 def test_the_background_is_everywhere_that_no_thing_is():
-    pictures, captions, scenes = diffusion.world_pictures(200, 2)
+    pictures, captions, scenes = world(200, 2)
     for picture, caption, scene in zip(pictures.permute(0, 2, 3, 1).numpy().astype(int), captions, scenes):
         plain = (picture == rgb(scene.background)).all(2)
         assert plain[[0, 0, -1, -1], [0, -1, 0, -1]].all(), f"{caption!r}: a corner is not {scene.background}"
@@ -609,7 +615,7 @@ def test_as_many_things_are_drawn_as_the_caption_counts(words, count):
 def test_nothing_is_cut_by_the_border():
     """A pixel at the border is always background, so no glyph ends there."""
     for difficulty in ("single", "full"):
-        pictures, captions, _ = diffusion.world_pictures(300, 5, difficulty)
+        pictures, captions, _ = world(300, 5, difficulty)
         for picture, caption in zip(pictures, captions):
             corner = picture[:, :1, :1]
             for side in (picture[:, :1], picture[:, -1:], picture[:, :, :1], picture[:, :, -1:]):
