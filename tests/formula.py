@@ -76,7 +76,7 @@ def state_dict(kind, model):
 
 @lru_cache
 def denoiser(kind, model="a"):
-    return import_module("09_sample").load_openai(state_dict(kind, model))
+    return import_module("lessons.12_released").load_openai(state_dict(kind, model))
 
 
 def golden(key, file="small.npz"):
