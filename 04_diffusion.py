@@ -28,7 +28,6 @@ Papers: [D] DDPM, Ho et al. 2020, arXiv 2006.11239; [I] Improved DDPM, Nichol & 
                                 outputs/04_diffusion.png shows them
 """
 import math
-import random
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -274,6 +273,32 @@ class Diffusion:
         return GaussianStep(self.posterior_mean(x0, x_t, t), share * high + (1 - share) * low, x0)
 
     # --- Training ---
+
+    def draw_timesteps(self, batch, rng, high_noise_fraction=0.0):
+        """A timestep for each example of a training batch, [B] long: one from each of B equal stretches of all.
+
+        Each timestep is as likely as any other, but no batch is all noise or all detail (the low-discrepancy sampler of
+        Kingma et al. 2021, arXiv 2107.00630). A fraction of the batch is spread over the last two fifths alone: which
+        thing goes where is decided there, before anything can be seen. rng is a random.Random.
+        """
+        steps, few, shift = len(self.timesteps), int(high_noise_fraction * batch), rng.random()
+        everywhere = (torch.arange(batch - few) + shift) * steps / (batch - few)
+        high = steps * 3 / 5 + (torch.arange(few) + shift) * steps * 2 / 5 / max(few, 1)
+        return torch.cat([everywhere, high]).long().clamp(max=steps - 1)
+
+    def loss_weights(self, weighting):
+        """How much the squared error in ε counts at each timestep: a table [T] for `loss`, or None.
+
+        "eps"     every timestep counts the same, as in DDPM and GLIDE
+        "v"       as if v had been compared: 1/ᾱ. Little training is enough to get the noisy end right
+        "middle"  √ᾱ times the squared error in x_0, and a little of the first: most weight where the image is half
+                  visible, so that the caption is needed to say what it is. At the noisy end only the background shows,
+                  at the other end only noise is left to learn. (Similar: Hang et al. 2023, arXiv 2303.09556)
+        "late"    ᾱ^¼ times it instead: more for the noisy end, where it is decided which thing goes where
+        """
+        a = self.alpha_bar
+        return {"eps": None, "v": 1 / a, "middle": (1 - a) / a.sqrt() + 0.05,
+                "late": (1 - a) / a ** 0.75 + 0.05}[weighting]
 
     def loss(self, model, x0, t, noise, *, weights=None, **cond):
         """The hybrid loss of each example [I eq. 16]: L_simple + T/1000 · L_t in bits per dimension.
@@ -583,16 +608,25 @@ def draw_all(scenes, rng, side=64):
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()        # [n, 3, side, side]
 
 
-def world_pictures(n, seed, difficulty="full", *, held_out=False, side=64):
-    """n pictures, their captions and what they show: uint8 [n, 3, side, side], n strings, n filled scenes.
+class LittleWorld:
+    """Endless captioned images of the little world, no two the same: a map from a position to an example.
 
-    The same seed gives the same pictures, at every side (a multiple of 64). difficulty and held_out are those of
-    `random_scene` (01).
+    Nothing is stored: position 0, 1, 2, … decides what is drawn, so any example can be drawn again by itself.
+
+    difficulty  as for `random_scene` (01);  side  of the images, a multiple of 64
+    canonical  position -> the fraction of captions that are said the one canonical way, see 08
     """
-    rng = random.Random(seed)
-    said = [tokenizer.random_scene(rng, difficulty, held_out) for _ in range(n)]
-    shown = [scene.fill(rng) for scene in said]
-    return draw_all(shown, rng, side), [scene.caption() for scene in said], shown
+
+    def __init__(self, difficulty, seed=0, side=64, canonical=lambda position: 0.0):
+        self.difficulty, self.seed, self.side, self.canonical = difficulty, seed, side, canonical
+
+    def __getitem__(self, position):
+        """-> uint8 [3, side, side], its caption, the caption of all that it shows, and [] (08: reasons)"""
+        rng = tokenizer.seeded_rng("world", self.seed, position)
+        said = tokenizer.random_scene(rng, self.difficulty)
+        shown = said.fill(rng)
+        said = said.canonical() if rng.random() < self.canonical(position) else said
+        return draw_all([shown], rng, self.side)[0], said.caption(), shown.caption(), []
 
 
 def to_bytes(x):
@@ -656,25 +690,12 @@ def star_points(count):
     return ((spots - spots.amax(0) / 2) / 110)[torch.randperm(len(spots))[:count]].view(-1, 2, 1, 1)
 
 
-def show_oracle(process):
-    """The best guess at the noise in one point, to be checked by hand.
-
-    A point is an image of one pixel with two channels, so everything above works for it as it stands.
-    """
-    a, centre = process.alpha_bar[500].item(), torch.zeros(1, 2, 1, 1)
-    eps, _, between, _ = MixtureDenoiser(process, centre, 0.1)(centre + 0.3, torch.tensor([500])).flatten()
-    print("\n3. An oracle: the best guess at the noise, here for data from one Gaussian at 0 with σ = 0.1\n"
-          "   For t = 500 and x_t = 0.3 in both coordinates, by hand:\n"
-          f"   ε = √(1-ᾱ)·x_t/(ᾱ·σ² + 1-ᾱ) = {(1 - a) ** 0.5:.4f}·0.3/{a / 100 + 1 - a:.4f}; the oracle: {eps:.4f}\n"
-          f"   The best log σ² lies {(between + 1) / 2:.2f} of the way from log β̃ to log β")
-
-
 def show_samplers(star):
     """What three samplers make of the best guesses, in few steps and in many.
 
     A point more than 3·STD away from all of the star's is astray. -> DDIM's last trajectory, [251, 1000, 2, 1, 1]
     """
-    print(f"\n4. The oracle of {len(star)} narrow Gaussians draws a star, in 5, 25 and 250 steps")
+    print(f"\n3. The oracle of {len(star)} narrow Gaussians draws a star, in 5, 25 and 250 steps")
     row("", ["mean x", "mean y", "std x", "std y", "astray"])
     row("the truth", [*star.mean(0), *star.std(0), 0])
     for spec in ("5", "25", "250"):
@@ -703,33 +724,28 @@ def save_picture(schedules, drowned, star, trajectory):
         axes.tick_params(length=0, labelsize=12.5)
         axes.set_xticks(range(32, 554, 70), [f"t = {t}   r = {abs(c):.2f}" for t, c in zip(SHOWN, r)])
         axes.set_yticks([32], [name], size=17, rotation=90, va="center")
-        axes.set_frame_on(False)
         curve.plot(schedules[name].signal, label=name, linewidth=3)
-    curve.set_title("signal √ᾱ at timestep t", size=14)
-    curve.legend(frameon=False, fontsize=13)
+    curve.legend(title="signal √ᾱ at timestep t", frameon=False, fontsize=13)
     # Each point has the colour of the direction, seen from the centre, in which it *ends*. DDIM adds no noise on the
     # way, so the colours are in order from the start: x_T has decided everything.
     clouds = {f"{k} steps of 250": (trajectory[k], trajectory[-1]) for k in (0, 175, 210, 250)}
     for axes, (title, (cloud, end)) in zip(panels, [*clouds.items(), ("the data", [star] * 2)]):
         axes.scatter(*cloud.flatten(1).T, s=5, linewidth=0, c=torch.atan2(*end.flatten(1).T), cmap="hsv")
-        axes.set_title(title, size=14)
-        axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+        axes.set(title=title, xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
         axes.axis("off")
     OUTPUTS.mkdir(exist_ok=True)
     figure.savefig(OUTPUTS / "04_diffusion.png", dpi=120)
 
 
 def main():
-    """The four sections and the picture."""
+    """The three sections and the picture."""
     torch.manual_seed(0)
     schedules = {name: Diffusion.from_config(DiffusionConfig(name)) for name in ("cosine", "linear")}
-    pictures, (caption,), _ = world_pictures(1, seed=127)
-    x0, noise, star = downsample(pictures, 64), torch.randn(1, 3, 64, 64), star_points(600)
-    print(f"{caption!r} drowns in noise: x_t = √ᾱ·x_0 + √(1-ᾱ)·ε. x_0 has σ = {x0.std():.4f}")
+    picture, caption, _, _ = LittleWorld("full", seed=3)[0]
+    x0, noise, star = downsample(picture[None], 64), torch.randn(1, 3, 64, 64), star_points(600)
+    print(f"{caption!r} drowns in noise: x_t = √ᾱ·x_0 + √(1-ᾱ)·ε; x_0 has σ = {x0.std():.3f}, r = √ᾱ·σ/√(ᾱ·σ² + 1-ᾱ)")
     drowned = {name: show_schedule(i, name, process, x0, noise)
                for i, (name, process) in enumerate(schedules.items(), 1)}
-    print("   By hand: β_250 = 0.0001 + 250·0.0199/999, and r = √ᾱ·σ/√(ᾱ·σ² + 1-ᾱ)")
-    show_oracle(schedules["cosine"])
     save_picture(schedules, drowned, star, show_samplers(star))
     print("\nThe picture is outputs/04_diffusion.png. Its lesson: lessons/04_diffusion.ipynb.\n"
           "Next: python 05_guidance.py decides how closely a picture follows its prompt.")

@@ -22,7 +22,7 @@ caption, and its gradient pulls every step towards a better fit:
 
 People preferred the first. CLIP itself prefers the second, which was made to please it [GLIDE section 5].
 
-It adds to 04: how strongly the prompt counts. It leaves out the training of a noised CLIP, which is in 08.
+It adds to 04: how strongly the prompt counts, and what a noised CLIP learns from. It leaves out its training (08).
 
 Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 3.2; they write
 (1+w)·ε_c - w·ε_∅, so s = 1 + w); GLIDE, Nichol et al. 2021, arXiv 2112.10741 (sections 2.3, 2.4, 4.4 and 5: s is
@@ -34,6 +34,7 @@ Papers: classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598 (section 
 """
 import random
 import time
+import zlib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -215,6 +216,38 @@ class NoisedCLIP(nn.Module):
     def from_saved(cls, saved, path):
         """The CLIP in what `read_weights` returned for path (which is only named in errors)."""
         return unet.load_model(lambda config: cls(unet.config_from(CLIPConfig, config)), saved, path)
+
+
+def statements(caption, world):
+    """What a caption states, as numbers, so that captions can be compared: a list of 8, -1 where it is silent.
+
+    Its layout, its background, and the noun, colour and size of two things. world is False for captions that are not of
+    the little language: those state the same if they are the same text, and the list has one number.
+    """
+    if not world:
+        return [zlib.crc32(caption.encode())]
+    scene = tokenizer.Scene.parse(caption).canonical()
+    said = [scene.relation or scene.count, scene.background]
+    for thing in (*scene.things, tokenizer.Thing(None, None))[:2]:
+        said += [thing.noun, thing.color, thing.size]
+    return [-1 if word is None else zlib.crc32(str(word).encode()) for word in said]
+
+
+def contrastive_loss(images, texts, said, shown):
+    """Which caption is this image's, which image is this caption's? Both questions' losses, averaged: [B].
+
+    images, texts  unit vectors [B, E];  said, shown  [B, n] what captions and images state, see `statements`
+
+    CLIP takes the diagonal for all the truth there is [C fig. 3]. In the little world several captions of a batch are
+    often true of one image, and to push them apart would teach nonsense. Their truth is known here, so the right
+    answer to each question is shared out among all that are true.
+    """
+    true = ((said == shown[:, None]) | (said < 0)).all(2).float()        # [images, captions]
+    # A CLIP for which all are alike pays log B for each question: 5.55 for 256.
+    logits = LOGIT_SCALE * images.float() @ texts.float().T              # [images, captions]
+    of_captions = F.cross_entropy(logits, true / true.sum(1, keepdim=True), reduction="none")
+    of_images = F.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True), reduction="none")
+    return (of_captions + of_images) / 2     # L = ½·(which caption? + which image?)   [C fig. 3]
 
 
 def clip_guidance(clip, text_embedding, scale):

@@ -35,7 +35,6 @@ loss.png, log.jsonl and the last two checkpoints, from which --resume continues.
 """
 import argparse
 import csv
-import hashlib
 import io
 import json
 import math
@@ -50,19 +49,16 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from textwrap import fill
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.utils.checkpoint import checkpoint
@@ -85,23 +81,32 @@ OUTPUTS = Path(__file__).parent / "outputs"
 # to show what those weights took: 2.5 million steps of 2,048 images are five billion images for the base model
 # alone. The tiny base model sees 2,700 × 64 = 172,800, of a world that is smaller by as much; what the small presets do
 # otherwise (a larger rate, warm-up and decay, weights on the loss) gets there in minutes.
+def option(default, help):
+    """A field of a configuration that is also an option of the command line."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. The defaults are the paper's for the base model [GLIDE section 4; ADM appendix]."""
 
-    steps: int = 2_500_000
-    batch: int = 2048
-    lr: float = 1e-4
-    text_lr: float = 1e-4       # the text encoder's own, see `Trainer.slow`
-    warmup: int = 0
-    decay: bool = False         # cosine to zero at the end; the papers keep the rate constant
-    ema: float = 0.9999
-    caption_dropout: float = 0.2
-    weighting: str = "eps"      # of the timesteps, see `loss_weights`
-    crop: int | None = None     # train on squares of this many pixels: the U-Net is convolutional
-    high_noise_fraction: float = 0.0    # of a batch, drawn from the noisiest timesteps alone
-    canonical_first: bool = False       # pairs are said one way first, see `canonical_fraction`
-    freeze: tuple[str, ...] = ()        # parts of the network that stay as they are
+    steps: int = option(2_500_000, "how long")
+    batch: int = option(2048, "images a step")
+    lr: float = option(1e-4, "the learning rate, of a U-Net without its text encoder")
+    text_lr: float = option(1e-4, "the text encoder's own, see Trainer.slow")
+    warmup: int = option(0, "steps until the full rate")
+    decay: bool = option(False, "let the rate go down to zero; the papers keep it constant")
+    ema: float = option(0.9999, "how slowly the average of the weights forgets")
+    caption_dropout: float = option(0.2, "the fraction of captions that are replaced by the empty one")
+    weighting: str = option("eps", "of the timesteps: eps, v, middle or late, see 04")
+    crop: int = option(0, "train the upsampler on squares of this many pixels; 0: on whole images")
+    high_noise_fraction: float = option(0.0, "of a batch, drawn from the noisiest timesteps alone")
+    canonical_first: bool = option(False, "say pairs one way first, see canonical_fraction")
+    freeze: tuple = option((), "parts that stay as they begin, such as: text pool time down middle up")
+
+    def __post_init__(self):
+        if not (self.steps > 0 and self.batch > 0 and 0 < self.lr < 1 and self.crop % 32 == 0):
+            raise ValueError("steps and batch are at least 1, lr is between 0 and 1, crop a multiple of 32")
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,9 @@ FINE_TUNE = dict(steps=1200, lr=5e-4, text_lr=2.5e-5, freeze=("text", "pool", "u
 # preset: (size of the base model's images, training of base, upsampler, inpaint, inpaint-upsampler and clip)
 TABLE = {
     "tiny": (16, TINY, TINY_UPSAMPLER, replace(TINY, **FINE_TUNE),
-             replace(TINY_UPSAMPLER, **FINE_TUNE | {"batch": 8, "crop": None}), TINY_CLIP),
+             replace(TINY_UPSAMPLER, **FINE_TUNE | {"batch": 8, "crop": 0}), TINY_CLIP),
     "small": (32, replace(TINY, steps=8000), replace(TINY_UPSAMPLER, steps=8000, batch=16, crop=64),
-              replace(TINY, **FINE_TUNE), replace(TINY_UPSAMPLER, **FINE_TUNE | {"batch": 4, "crop": None}), TINY_CLIP),
+              replace(TINY, **FINE_TUNE), replace(TINY_UPSAMPLER, **FINE_TUNE | {"batch": 4, "crop": 0}), TINY_CLIP),
     "filtered": (64, PAPER, PAPER_UPSAMPLER, PAPER, PAPER_UPSAMPLER, PAPER),
     "paper": (64, PAPER, PAPER_UPSAMPLER, PAPER, PAPER_UPSAMPLER, PAPER),
 }
@@ -138,18 +143,17 @@ FULL_WORLD = {"base": {"text_lr": 1e-3, "weighting": "late", "high_noise_fractio
               "inpaint": {"weighting": "late", "high_noise_fraction": 0.5}}
 
 
-def preset_of(name, kind):
-    """The Preset of a row of TABLE and one of KINDS, with the sizes that 03, 04 and 05 list under the same name."""
-    size, *trainings = TABLE[name]
-    row = name + ("-upsampler" if "upsampler" in kind else "")
+def preset_of(name, kind, size, train):
+    """The Preset of one of KINDS, with the sizes that 03, 04 and 05 list under the name of a row of TABLE."""
+    row = f"{name}-upsampler" if "upsampler" in kind else name
     network = guidance.CLIP[name] if kind == "clip" else unet.UNET[row]
     if "inpaint" in kind:
         network = replace(network, in_channels=network.in_channels + 4)
-    size *= upsample.FACTOR if "upsampler" in kind else 1
-    return Preset(kind, network, diffusion.DIFFUSION[row], size, trainings[KINDS.index(kind)])
+    return Preset(kind, network, diffusion.DIFFUSION[row], size * (upsample.FACTOR if row != name else 1), train)
 
 
-PRESETS = {name: {kind: preset_of(name, kind) for kind in KINDS} for name in TABLE}
+PRESETS = {name: {kind: preset_of(name, kind, size, train) for kind, train in zip(KINDS, trainings)}
+           for name, (size, *trainings) in TABLE.items()}
 
 
 def build_network(config):
@@ -162,28 +166,6 @@ def build_network(config):
 # A run is one long line of examples, and step n of batch size B takes the places n·B … n·B + B - 1. A data set here is
 # a map from a place to (image, caption, caption of all that is shown, reasons): what was left out on the way, see
 # `OwnImages`. It keeps no state, so nothing has to be saved of it.
-class LittleWorld(Dataset):
-    """Endless captioned images of the little world (01, 04), drawn when they are asked for, no two alike.
-
-    world      "single" or "full", the difficulty of `tokenizer.random_scene`
-    side       of the images, a multiple of 64: what a model needs is averaged down from that
-    canonical  position -> the fraction of captions that are said the one canonical way
-    """
-
-    def __init__(self, world, seed, side=64, canonical=lambda position: 0.0):
-        self.world, self.seed, self.side, self.canonical = world, seed, side, canonical
-
-    def __getitem__(self, position):
-        """-> uint8 [3, side, side], its caption, the caption of all that it shows, no reasons"""
-        rng = tokenizer.seeded_rng("world", self.seed, position)
-        said = tokenizer.random_scene(rng, self.world)
-        shown = said.fill(rng)
-        image = diffusion.draw_all([shown], rng, self.side)[0]
-        if rng.random() < self.canonical(position):
-            said = said.canonical()
-        return image, said.caption(), shown.caption(), []
-
-
 def canonical_fraction(step, config):
     """The fraction of captions that are said the canonical way ("left of", never "right of"): all, then ever fewer.
 
@@ -205,67 +187,7 @@ IMAGES, CAPTIONS = (".jpg", ".jpeg", ".png", ".webp"), (".txt", ".json")
 FORMATS = ("JPEG", "PNG", "WEBP")            # the only decoders that strangers' bytes may reach
 TABLES = ("captions.csv", "captions.jsonl", "metadata.jsonl")
 FILE_KEYS, CAPTION_KEYS = ("file", "file_name"), ("caption", "text", "TEXT")
-MAX_BYTES, MAX_PIXELS = 2 ** 26, 2 ** 27     # of a file; of an image, 400 MB when decoded
-MAX_CAPTION = 1000                           # characters; a text encoder reads 128 tokens, some 500 characters
-GAP = 3     # a quick, rough reduction ends at this multiple of the size that is wanted, and a good one follows
-
-
-class BadExample(ValueError):
-    """Why an example cannot be used, in a few words: they are what is counted."""
-
-
-def open_image(file, mode="RGB", *, formats=None, size=None):
-    """An image file (a path or an open binary file) as an upright 8-bit image of mode "RGB" or "L", in sRGB.
-
-    What is transparent becomes white in RGB and black in L. Of an animation the first frame is taken.
-
-    formats  Pillow's names of those that may be opened; None: all that it knows
-    size     the least length of the shorter side; a much larger JPEG is decoded smaller, to GAP times this or more
-
-    Raises BadExample for what can be read and is not wanted. For what cannot be read Pillow has no common error:
-    OSError, SyntaxError, ValueError and others.
-    """
-    with Image.open(file, formats=formats) as image:
-        # So far only the header has been read: a file of a few bytes may claim 50,000 × 50,000 pixels.
-        if image.width * image.height > MAX_PIXELS:
-            raise BadExample(f"more than {MAX_PIXELS // 10 ** 6} million pixels")
-        if size and min(image.size) < size:      # enlarged, it would teach that things are blurred
-            raise BadExample(f"fewer than {size} pixels a side")
-        image.draft(None, (GAP * (size or image.width),) * 2)    # a JPEG can be decoded at 1/2, 1/4 or 1/8, much faster
-        image = ImageOps.exif_transpose(image)                   # cameras store how they were held next to the pixels
-        try:
-            profile, out = io.BytesIO(image.info.get("icc_profile", b"")), "RGBA" if image.mode == "RGBA" else "RGB"
-            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=out)
-        except ImageCms.PyCMSError:
-            pass                                                 # it has no colour profile, or one of no use
-        return to_eight_bits(image, mode)
-
-
-def to_eight_bits(image, mode):
-    """An image of any of Pillow's kinds as "RGB" or "L": see `open_image`."""
-    if image.mode[0] in "IF":   # 16 or 32 bits of grey, or floats; Pillow's own conversion would clip them at 255
-        values = np.nan_to_num(np.asarray(image, np.float64))
-        whites = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
-        white = next((white for white in whites if values.max() <= white), values.max())
-        alpha = 255 * (values != image.info.get("transparency", -1))
-        image = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
-        image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, "white" if mode == "RGB" else "black")
-        image = Image.alpha_composite(background, image.convert("RGBA"))
-    return image.convert(mode)
-
-
-def crop_square(image, size, rng=None):
-    """The middle square of an RGB image, or with rng any square, reduced to uint8 [3, size, size].
-
-    All is one resampling with a Lanczos filter: counting whole pixels instead (BOX) would take one pixel here and two
-    there when 300 become 256, and slanted lines would get steps.
-    """
-    side = min(image.size)
-    left, top = (free // 2 if rng is None else rng.randint(0, free) for free in (image.width - side, image.height - side))
-    small = image.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side), reducing_gap=GAP)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()       # H W C -> C H W
+MAX_BYTES, MAX_CAPTION = 2 ** 26, 1000       # of a file; characters, of which 128 tokens hold some 500
 
 
 def tidy(text):
@@ -273,48 +195,43 @@ def tidy(text):
     return " ".join(text.split())[:MAX_CAPTION].rstrip()
 
 
-def field(entry, names):
+def first_text(entry, names):
     """The first field of an entry with one of these names that holds words, tidied; "" if there is none."""
     return next((tidy(entry[name]) for name in names if isinstance(entry.get(name), str) and tidy(entry[name])), "")
 
 
 def read_place(path, offset, size):
-    """The bytes of a file, or of a file inside a shard. Raises BadExample."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except OSError:
-        raise BadExample("a file that cannot be read") from None
+    """The bytes of a file, or of a file inside a shard."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def read_caption(suffix, source):
-    """A caption, as one tidy line: source itself, if suffix is "", or what a .txt or .json file at that place says."""
+    """A caption, as one tidy line: source itself, if suffix is "", or what a .txt or .json file at that place says.
+    "" for one that is empty or cannot be read."""
     try:
         text = read_place(*source).decode("utf-8-sig") if suffix else source     # -sig: some editors mark a beginning
-        text = field(json.loads(text), CAPTION_KEYS) if suffix == ".json" else tidy(text)
-        text.encode()                     # JSON can spell half a character, "\ud800", that no tokenizer takes
-    except (AttributeError, RecursionError, UnicodeError, json.JSONDecodeError):
-        raise BadExample("a caption that cannot be read") from None
-    if not text:
-        raise BadExample("an empty caption")
-    return text
+        text = first_text(json.loads(text), CAPTION_KEYS) if suffix == ".json" else tidy(text)
+        return text.encode() and text     # JSON can spell half a character, "\ud800", that no tokenizer takes
+    except (OSError, AttributeError, RecursionError, ValueError):
+        return ""
 
 
 def read_table(path):
-    """Yields (file name, caption) of captions.csv, .jsonl, …. ValueError, one line, names the row that is wrong."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, strict=True, skipinitialspace=True)
-        n = 1
-        try:
-            for n, row in enumerate(map(json.loads, file) if path.suffix == ".jsonl" else table, 1):
-                name = Path(field(row, FILE_KEYS))
-                if None in row or None in row.values() or not (set(row) & set(CAPTION_KEYS) and name.parts):
-                    raise ValueError(f"{[*row.values()]} under {[*row]}; file and caption are needed, with quotes around"
-                                     " a caption that has a comma")
-                yield name.as_posix(), field(row, CAPTION_KEYS)
-        except (csv.Error, ValueError, AttributeError, RecursionError) as e:
-            raise ValueError(f"{path}, row {n} or the next: {e}") from None
+    """[(file name, caption)] of captions.csv, .jsonl, …. ValueError, one line, names the row that is wrong, and how."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True, skipinitialspace=True)
+            for row in table if path.suffix == ".csv" else map(json.loads, file):
+                name, known = first_text(row, FILE_KEYS), set(row) & set(CAPTION_KEYS)
+                if not (name and known) or None in (*row, *row.values()):
+                    raise ValueError(f"{[*row.values()]} under {[*row]}: need file, caption, quotes round commas")
+                rows.append((Path(name).as_posix(), first_text(row, CAPTION_KEYS)))
+    except (csv.Error, ValueError, AttributeError, RecursionError) as e:
+        raise ValueError(f"{path}, row {len(rows) + 1} or the one after it: {e}") from None
+    return rows
 
 
 def pair_up(files):
@@ -328,28 +245,26 @@ def pair_up(files):
     for name, group in groups.items():
         images = [place for suffix, place in group if suffix in IMAGES]
         captions = sorted((file for file in group if file[0] in CAPTIONS), reverse=True)
-        others = [suffix for suffix, _ in group if suffix not in IMAGES + CAPTIONS]
+        others = [f"a {suffix} file" for suffix, _ in group if suffix not in IMAGES + CAPTIONS]
         if len(images) == 1 and captions:
             entries.append((name, images[0], *captions[0]))
         elif images:
-            left_out["several images of one name" if len(images) > 1 else "an image without a caption"] += 1
+            left_out["images without a caption, or several of one name"] += 1
         else:
-            left_out[f"a {others[0] or 'nameless'} file" if others else "a caption without an image"] += 1
+            left_out[(others + ["a caption without an image"])[0]] += 1
     return entries, left_out
 
 
 def folder_examples(root):
-    """`pair_up` of a folder and those below it. Captions are in NAME.txt or NAME.json next to NAME.jpg, or in a table at
-    the top (TABLES) with the columns file and caption. Names that begin with a dot are ignored."""
+    """`pair_up` of a folder and those below it. Captions are in NAME.txt or NAME.json next to NAME.jpg, or in a table
+    at the top (TABLES) with the columns file and caption. Names that begin with a dot are ignored."""
     rows = [row for table in TABLES if (root / table).is_file() for row in read_table(root / table)]
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    listed = {os.path.splitext(name)[0] for name in [*TABLES, *(name for name, _ in rows)]}
-    split = ((*os.path.splitext(name), (f"{root}/{name}", 0, MAX_BYTES)) for name in names if "/." not in f"/{name}")
+    listed = {os.path.splitext(name)[0] for name, _ in [*rows, *((table, "") for table in TABLES)]}
+    split = [(*os.path.splitext(name), (f"{root}/{name}", 0, MAX_BYTES)) for name in names if "/." not in f"/{name}"]
     entries, left_out = pair_up(file for file in split if file[0] not in listed)
-    # A table must not lead out of its folder.
-    inside = [(f"{root}/{name}", name, caption) for name, caption in rows if name in set(names)]
-    entries += [(name, (path, 0, MAX_BYTES), "", caption) for path, name, caption in inside]
-    return entries, left_out + Counter({"a listed file that is not there": len(rows) - len(inside)})
+    there = [(name, (f"{root}/{name}", 0, MAX_BYTES), "", caption) for name, caption in rows if name in set(names)]
+    return entries + there, left_out + Counter({"a listed file that is not there": len(rows) - len(there)})
 
 
 def shard_examples(path):
@@ -357,32 +272,35 @@ def shard_examples(path):
 
     An archive is a stranger's. What is not a plain file is ignored; what is whole before a cut or damage is used.
     """
-    files, length = [], path.stat().st_size
+    files, damaged = [], Counter({"a shard that is damaged or cut off": 1})
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:    # "r:": no decompression
+        with tarfile.open(path, "r:") as tar:    # "r:": no decompression
             for member in tar:
-                tar.members = []             # tarfile would keep them all
+                tar.members = []                 # tarfile would keep them all
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
-                if member.isreg() and not member.issparse() and stem and member.offset_data + member.size <= length:
+                if member.isreg() and not member.issparse() and stem:
                     place = (str(path), member.offset_data, min(member.size, MAX_BYTES))
                     files.append((f"{folder}/{stem}", f".{suffix}", place))
-            file.seek(tar.offset)            # tarfile takes damage for the end; a true end is a block of zeros
-            damaged = file.read(512) != bytes(512)
+            tar.fileobj.seek(tar.offset)         # tarfile takes damage for the end; a true end is a block of zeros
+            if tar.fileobj.read(512) == bytes(512):
+                damaged.clear()
     except (tarfile.TarError, OSError, ValueError, OverflowError):
-        damaged = True
+        pass
     entries, left_out = pair_up(files)
-    return entries, left_out + Counter({"a shard that is damaged or cut off": int(damaged)})
+    return entries, left_out + damaged
 
 
-def shard_index(folder, path):
-    """The file that lists a shard's examples, made once, from its headers: [how many, what is left out], then a line for
-    each. A shard that was changed or moved gets a new one."""
+def make_index(folder, path):
+    """The file that lists the examples of a folder or a shard: [how many, what is left out], then a line for each.
+
+    A shard's is made once, from its headers, and again if the shard changes.
+    """
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    index = Path(folder) / f"{key.hexdigest()[:16]}.jsonl"
-    if not index.exists():
-        entries, left_out = shard_examples(path)
+    key = zlib.crc32(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    index = Path(folder) / f"{path.name}-{key:08x}.jsonl"
+    if path.is_dir() or not index.exists():
+        entries, left_out = (folder_examples if path.is_dir() else shard_examples)(path)
         with unet.atomic_write(index) as file:
             file.write_text("\n".join(json.dumps(line) for line in [[len(entries), left_out], *entries]))
     return index
@@ -393,13 +311,16 @@ def counted(reasons):
     return ", ".join(f"{n} × {reason}" for reason, n in reasons.most_common())
 
 
+BLOCK, MIXED = 4096, 16      # neighbours that are read together, and how many such blocks are mixed with each other
+
+
 class OwnImages(Dataset):
     """Captioned images in a folder or in tar shards, epoch after epoch, each in an order of its own that is not stored.
 
-    Position p is place p mod N of epoch p div N. An epoch permutes the units (shards, or runs of 1,000 files), cuts
-    them into windows of several, and permutes the examples of each window. So examples of one shard are mixed with
-    those of others, differently in each epoch; a disk reads from a few files at a time, and no permutation is longer
-    than a window. An example that cannot be used is replaced by the next, with the reason, whoever asks for it.
+    Position p is place p mod N of epoch p div N. An epoch permutes blocks of neighbours, which lie in one shard or two,
+    cuts the blocks into windows of several, and permutes the examples of each window. So examples of one shard are
+    mixed with those of others, differently in each epoch; a disk reads from a few files at a time, and no permutation
+    is longer than a window. An example that cannot be used is replaced by the next, with the reason.
 
     paths  one folder, or .tar files or a folder of them;  index  a folder for the shards' indexes
     Raises ValueError, one line, where there is nothing to read.
@@ -408,137 +329,57 @@ class OwnImages(Dataset):
     def __init__(self, paths, size, *, seed=0, index=OUTPUTS / "index", random_crop=False):
         self.size, self.seed, self.random_crop = size, seed, random_crop
         paths = [Path(path).expanduser() for path in paths]
-        folder = len(paths) == 1 and paths[0].is_dir()
-        shards = sorted(path for path in paths[0].rglob("*") if path.suffix.lower() == ".tar") if folder else paths
-        if wrong := [path for path in shards if path.suffix.lower() != ".tar" or not path.is_file()]:
+        if wrong := [path for path in paths if not (path.is_dir() or path.is_file() and path.suffix.lower() == ".tar")]:
             raise ValueError(f"--data {wrong[0]} is neither a folder nor a .tar file that is there")
-        if shards:
-            with ThreadPoolExecutor(8) as pool:
-                indexes = list(pool.map(partial(shard_index, index), shards))
-            counts, left_out = zip(*(json.loads(path.open().readline()) for path in indexes))
-            lines = lru_cache(32)(lambda unit: indexes[unit].read_text().splitlines()[1:])
-            self.entry, self.mixed = lambda unit, i: json.loads(lines(unit)[i]), 8
-        else:
-            examples, *left_out = folder_examples(paths[0])
-            counts = [len(examples[i:i + 1000]) for i in range(0, len(examples), 1000)]
-            self.entry, self.mixed = lambda unit, i: examples[1000 * unit + i], 1000
-        self.counts, self.left_out = np.array(counts, int), sum(map(Counter, left_out), Counter())
+        shards = [shard for path in paths for shard in sorted(path.rglob("*.tar"))]
+        with ThreadPoolExecutor(8) as pool:
+            self.indexes = list(pool.map(partial(make_index, index), shards or paths))
+        counts, left_out = zip(*(json.loads(path.open().readline()) for path in self.indexes))
+        self.ends, self.left_out = np.cumsum(counts), sum(map(Counter, left_out), Counter())
         if not len(self):
-            raise ValueError(f"{paths[0]} holds no image ({', '.join(IMAGES)}) with a caption; {counted(self.left_out)}")
+            raise ValueError(f"{paths[0]} holds no captioned image ({', '.join(IMAGES)}); {counted(self.left_out)}")
 
     def __len__(self):
-        return int(self.counts.sum())
+        return int(self.ends[-1])
 
-    @lru_cache(2)
-    def epoch(self, epoch):
-        """The order of an epoch's units, and the place where each of its windows ends."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
-        last = np.arange(self.mixed, len(order) + self.mixed, self.mixed).clip(max=len(order)) - 1
-        return order, self.counts[order].cumsum()[last]
+    @lru_cache(32)
+    def lines(self, source):
+        """The lines of an index, an example each."""
+        return self.indexes[source].read_text().splitlines()[1:]
 
     @lru_cache(4)
     def window(self, epoch, window):
-        """The examples of a window in their order: [n, 2], unit and place in it."""
-        units = self.epoch(epoch)[0][window * self.mixed:][:self.mixed]
-        examples = [(unit, i) for unit in units.tolist() for i in range(self.counts[unit])]
-        return np.random.default_rng([self.seed, epoch, window]).permutation(examples)
+        """The numbers of a window's examples, in their order. The last block, which may be short, stays the last."""
+        blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self) // BLOCK)
+        blocks = np.append(blocks, len(self) // BLOCK)[window * MIXED:][:MIXED]
+        numbers = np.concatenate([np.arange(block * BLOCK, min(len(self), (block + 1) * BLOCK)) for block in blocks])
+        return np.random.default_rng([self.seed, epoch, window]).permutation(numbers)
 
     def example(self, position):
         """The entry (name, image, suffix, caption) of a position of the run."""
         epoch, place = divmod(position, len(self))
-        ends = self.epoch(epoch)[1]
-        window = int(np.searchsorted(ends, place, side="right"))
-        return self.entry(*self.window(epoch, window)[place - (ends[window - 1] if window else 0)])
+        number = self.window(epoch, place // (BLOCK * MIXED))[place % (BLOCK * MIXED)]
+        source = int(np.searchsorted(self.ends, number, side="right"))
+        return json.loads(self.lines(source)[number - self.ends[source]])
 
     def __getitem__(self, position):
         """-> uint8 [3, size, size], its caption, twice, and [(reason, name)] of the examples that it replaces"""
         reasons = []
+        rng = tokenizer.seeded_rng("square", self.seed, position)
+        place_of_square = (rng.random(), rng.random()) if self.random_crop else (0.5, 0.5)
         for candidate in range(position, position + min(len(self), 1000)):
             name, place, *caption = self.example(candidate)
+            text = read_caption(*caption)
             try:
-                text, image = read_caption(*caption), self.open(place)
-            except BadExample as e:
-                reasons.append((str(e), name))
-            else:
-                rng = tokenizer.seeded_rng("square", self.seed, position) if self.random_crop else None
-                return crop_square(image, self.size, rng), text, text, reasons
+                image = inpaint.open_image(io.BytesIO(read_place(*place)), formats=FORMATS, near=self.size)
+            except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, …
+                image = None
+            if text and image and min(image.size) >= self.size:      # enlarged, it would teach that things are blurred
+                square = ImageOps.fit(image, (self.size, self.size), Image.LANCZOS, centering=place_of_square)
+                return torch.from_numpy(np.array(square)).permute(2, 0, 1), text, text, reasons      # H W C -> C H W
+            why = "too small an image" if image else "an image that cannot be read"
+            reasons.append((why if text else "a caption that is empty or cannot be read", name))
         raise ValueError(f"of {len(reasons)} examples none can be used: {counted(Counter(why for why, _ in reasons))}")
-
-    def open(self, place):
-        """The image in the file at this place. Raises BadExample, whatever is wrong with it."""
-        data = io.BytesIO(read_place(*place))
-        try:
-            return open_image(data, formats=FORMATS, size=self.size)
-        except BadExample:
-            raise
-        except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, …
-            raise BadExample("a broken image") from None
-
-    def captions(self, most=10_000):
-        """Some of the captions, for a tokenizer to learn from. No image is read."""
-        for position in range(min(len(self), most)):
-            try:
-                yield read_caption(*self.example(position)[2:])
-            except BadExample:
-                pass
-
-
-# --- What the network is asked -----------------------------------------------------------------------
-
-def conditioning(preset, words, images, captions, rngs, crop=None):
-    """Captioned images as a model trains on them: x0 [B, 3, S, S] in [-1, 1], and its conditioning.
-
-    images uint8 [B, 3, side, side] with side a multiple of S; captions B strings; rngs a random.Random for each
-    crop   train the upsampler on squares of this many pixels, which cost less and teach as much: it looks at what is near
-
-    The conditioning is a dictionary of tensors under the names that denoisers take (04): tokens and mask [B, K], and
-    by the kind of model low_res [B, 3, S/4, S/4], inpaint_image [B, 3, S, S], inpaint_mask [B, 1, S, S].
-    """
-    size, cond = preset.size, transformer.encode(captions, words, preset.network.text.context)
-    if crop:
-        # A corner between two small pixels would shift low_res against x0 by a part of a pixel.
-        size, free = crop, (images.shape[-1] - crop) // upsample.FACTOR
-        corners = [(upsample.FACTOR * rng.randint(0, free), upsample.FACTOR * rng.randint(0, free)) for rng in rngs]
-        images = torch.stack([image[:, r:r + crop, c:c + crop] for image, (r, c) in zip(images, corners)])
-    x0 = diffusion.downsample(images, size)
-    if "inpaint" in preset.kind:
-        # A mask has the base model's pixels, for both models draw into the same hole; the upsampler's are squares.
-        side = size // (upsample.FACTOR if "upsampler" in preset.kind else 1)
-        masks = torch.cat([inpaint.random_mask(1, side, side, seed=rng.random()) for rng in rngs])
-        cond |= {"inpaint_image": x0, "inpaint_mask": F.interpolate(masks, size=size)}
-    if "upsampler" in preset.kind:
-        # Rounded in training because it is rounded in use: the network must not learn to read what bytes lose.
-        cond["low_res"] = upsample.round_to_bytes(diffusion.downsample(images, size // upsample.FACTOR))
-    return x0, cond
-
-
-def draw_timesteps(batch, high_noise_fraction, steps, rng):
-    """A timestep for each example, [B] long: one from each of B equal stretches of 0 … steps - 1.
-
-    Each timestep is as likely as any other, but no batch is all noise or all detail (the low-discrepancy sampler of
-    Kingma et al. 2021, arXiv 2107.00630). A fraction of the batch is spread over the last two fifths alone: which
-    thing goes where is decided there, before anything can be seen.
-    """
-    few = int(high_noise_fraction * batch)
-    shift, begin = rng.random(), steps * 3 // 5
-    everywhere = (torch.arange(batch - few) + shift) * steps / (batch - few)
-    high = begin + (torch.arange(few) + shift) * (steps - begin) / max(few, 1)
-    return torch.cat([everywhere, high]).long().clamp(max=steps - 1)
-
-
-def loss_weights(process, weighting):
-    """How much the squared error in ε counts at each timestep: a table for `Diffusion.loss`, or None.
-
-    "eps"     every timestep alike, as DDPM and GLIDE do
-    "v"       as if v had been compared: 1/ᾱ. Little training is enough to get the noisy end right
-    "middle"  √ᾱ times the squared error in x_0, and a little of the first: most weight where the image is half
-              visible, so that the caption is needed to say what it is. At the noisy end only the background shows,
-              at the other end only noise is left to learn. (Hang et al. 2023, arXiv 2303.09556, weigh the same way.)
-    "late"    ᾱ^¼ times it instead: more for the noisy end, where it is decided which thing goes where
-    """
-    return {"eps": None, "v": 1 / process.alpha_bar,   # (1-ᾱ)/ᾱ would make it the squared error in x_0
-            "middle": (1 - process.alpha_bar) / process.alpha_bar.sqrt() + 0.05,
-            "late": (1 - process.alpha_bar) / process.alpha_bar ** 0.75 + 0.05}[weighting]
 
 
 # --- The step ----------------------------------------------------------------------------------------
@@ -548,13 +389,13 @@ class ComputeConfig:
     """How a run computes. None of this changes what is learned, except for rounding: the same examples, with the same
     random numbers, are shared out among parts and processes, and their gradients are averaged before the step."""
 
-    device: str = "cpu"
-    bf16: bool | None = None            # autocast to bfloat16; None: where that is fast
-    grad_accum: int = 1                 # a batch goes through in this many parts, whose gradients are added up
-    activation_checkpointing: bool = False      # memory for time: blocks are computed again on the way back
-    compile: str | None = None          # the backend of torch.compile, such as "inductor"
-    shard: bool = False                 # divide the weights among the processes (FSDP2)
-    workers: int = 2                    # threads that prepare batches ahead
+    device: str = option("cpu", "where: cpu, cuda, cuda:1, mps (default: cuda where it is)")
+    dtype: str = option("auto", "of matrix products: float32, bfloat16, or auto, bfloat16 where it is fast")
+    grad_accum: int = option(1, "the batch goes through in this many parts, whose gradients are added up: less memory")
+    activation_checkpointing: bool = option(False, "blocks are computed again on the way back: much less memory")
+    compile: str = option("", "torch.compile with this backend, such as inductor")
+    shard: bool = option(False, "divide the weights among torchrun's processes (FSDP2)")
+    workers: int = option(2, "threads that prepare batches ahead")
 
 
 def fast_dtype(device):
@@ -588,7 +429,7 @@ class Trainer:
     overrides both. All else is the same for any model. Every random number about example i of step n comes from
     (seed, n, i), so it does not matter which process draws it, in how many parts, or before or after which stop.
 
-    data       a map-style data set, see `LittleWorld`; None: the little world itself, of difficulty `world`
+    data       a map-style data set, see diffusion.LittleWorld; None: the little world itself, of difficulty `world`
     words      the tokenizer; None: the little world's
     init_from  a weight file to begin with, instead of random weights
     """
@@ -602,15 +443,14 @@ class Trainer:
         self.preset, self.seed, self.compute, self.device = preset, seed, compute, compute.device
         config, (self.rank, self.ranks) = preset.train, rank_and_world_size()
         if config.batch % (self.ranks * compute.grad_accum):
-            raise ValueError(f"a batch of {config.batch} cannot be divided evenly: {self.ranks} processes, each in"
-                             f" {compute.grad_accum} parts")
+            raise ValueError(f"a batch of {config.batch} is no multiple of {self.ranks} processes × --grad-accum")
         self.indices = range(self.rank, config.batch, self.ranks)      # this process's places in every batch
         self.world, self.words = "" if data else world, words or tokenizer.world_tokenizer()
-        self.data = data or LittleWorld(world, seed, max(64, preset.size),
-                                        lambda position: canonical_fraction(position // config.batch, config))
+        self.data = data or diffusion.LittleWorld(
+            world, seed, max(64, preset.size), lambda position: canonical_fraction(position // config.batch, config))
         self.process = diffusion.Diffusion.from_config(preset.diffusion)
-        self.weights = loss_weights(self.process, config.weighting)
-        self.bf16 = fast_dtype(self.device) == torch.bfloat16 if compute.bf16 is None else compute.bf16
+        self.weights = self.process.loss_weights(config.weighting)
+        self.bf16 = compute.dtype == "bfloat16" or compute.dtype == "auto" and fast_dtype(self.device) == torch.bfloat16
         self.step, self.seconds, self.nonfinite, self.skipped_steps, self.bad = 0, 0.0, 0, 0, Counter()
         torch.manual_seed(seed)         # the first weights
         self.model = load_initial(init_from, preset) if init_from else build_network(preset.network)
@@ -620,13 +460,11 @@ class Trainer:
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
         self.synced = parallelize(self.model, self.ema, compute)
         self.answer = torch.compile(self.synced, backend=compute.compile) if compute.compile else self.synced
-        rates = {"slow": config.text_lr, "rest": config.lr}
-        groups = {name: {"params": [], "lr": rate, "rate": rate} for name, rate in rates.items()}
-        for name, p in self.model.named_parameters():
-            if p.requires_grad:
-                groups["slow" if name.startswith(self.slow) else "rest"]["params"].append(p)
+        learning = [(name.startswith(self.slow), p) for name, p in self.model.named_parameters() if p.requires_grad]
+        groups = [{"params": [p for slow, p in learning if slow], "rate": config.text_lr},
+                  {"params": [p for slow, p in learning if not slow], "rate": config.lr}]
         # Without weight decay AdamW is Adam.
-        self.optimizer = torch.optim.AdamW([g for g in groups.values() if g["params"]], weight_decay=0, fused=True)
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0, fused=True)
 
     # --- The two hooks ---
 
@@ -638,7 +476,7 @@ class Trainer:
         config = self.preset.train
         images, captions, _, reasons = self.examples(step)
         rngs = [tokenizer.seeded_rng("example", self.seed, step, i) for i in self.indices]
-        x0, cond = conditioning(self.preset, self.words, images, captions, rngs, config.crop)
+        x0, cond = self.conditioning(images, captions, rngs, config.crop)
         # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once. A mask that is
         # False everywhere *is* the empty caption (02), so no token has to be changed.   [Ho & Salimans, alg. 1]
         cond["mask"] &= torch.tensor([[rng.random() >= config.caption_dropout] for rng in rngs])
@@ -648,8 +486,8 @@ class Trainer:
     def loss(self, batch):
         """The loss (04) of each example, [B]. batch: a dictionary of tensors, as `batch` makes it."""
         given = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "t"}
-        denoiser = upsample.denoiser_of(self.answer, self.preset.network, self.preset.diffusion)
-        return self.process.loss(denoiser, given.pop("x0"), batch["t"], given.pop("noise"), weights=self.weights, **given)
+        model = upsample.denoiser_of(self.answer, self.preset.network, self.preset.diffusion)
+        return self.process.loss(model, given.pop("x0"), batch["t"], given.pop("noise"), weights=self.weights, **given)
 
     # --- What any trainer does ---
 
@@ -658,11 +496,14 @@ class Trainer:
         images, captions, shown, reasons = zip(*(self.data[step * self.preset.train.batch + i] for i in self.indices))
         return torch.stack(images), captions, shown, sum(reasons, [])
 
+    def conditioning(self, images, captions, rngs, crop=0):
+        """x0 and what a U-Net is shown of it, see 07."""
+        return upsample.conditioning(images, captions, self.words, self.preset.network, self.preset.size, rngs, crop)
+
     def timesteps(self, step, high_noise_fraction=0.0):
         """A timestep for each of this process's examples, [B] long."""
         rng = tokenizer.seeded_rng("timesteps", self.seed, step)
-        t = draw_timesteps(self.preset.train.batch, high_noise_fraction, len(self.process.timesteps), rng)
-        return t[self.indices]
+        return self.process.draw_timesteps(self.preset.train.batch, rng, high_noise_fraction)[self.indices]
 
     def batches(self):
         """The batches from this step on, prepared ahead by threads (decoding an image lets other threads run)."""
@@ -678,16 +519,15 @@ class Trainer:
         A step whose loss or gradient is not finite is skipped: weights, average and Adam's memory stay as they were.
         Raises ValueError after MAX_NONFINITE such steps in a row.
         """
-        parts = [{name: value.chunk(self.compute.grad_accum)[i] for name, value in batch.items()}
-                 for i in range(self.compute.grad_accum)]
-        loss = torch.zeros((), device=self.device)
-        for i, part in enumerate(parts):
+        loss, parts = torch.zeros((), device=self.device), self.compute.grad_accum
+        for i in range(parts):
             torch.manual_seed(tokenizer.seeded_rng("dropout", self.seed, self.step, i, self.rank).getrandbits(63))
-            exchange_gradients(self.synced, last=i == len(parts) - 1)     # it is the expensive part of a step
-            # Matrix products and convolutions are in bfloat16; weights, gradients and answers stay float32. Adam changes
-            # a weight by about the rate, 1e-4, and bfloat16 holds a weight of 0.1 in steps of 0.0005.
+            self.synced.require_backward_grad_sync = i == parts - 1    # DDP: exchange gradients after the last part
+            # Matrix products and convolutions are in bfloat16; weights, gradients and answers stay float32. Adam
+            # changes a weight by about the rate, 1e-4, and bfloat16 holds a weight of 0.1 in steps of 0.0005.
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-                part_loss = self.loss(part).mean() / len(parts)
+                part = {name: value.chunk(parts)[i] for name, value in batch.items()}
+                part_loss = self.loss(part).mean() / parts
             part_loss.backward()
             loss += part_loss.detach()
         # All gradients together, as one vector, are at most 1 long: Adam remembers the squares of the last thousand
@@ -699,19 +539,18 @@ class Trainer:
         if self.ranks > 1:
             dist.all_reduce(vector)
         loss, stop, bad, norm = torch.cat([vector, norm[None]]).tolist()
+        self.nonfinite = 0 if math.isfinite(loss + norm) else self.nonfinite + 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * lr_scale(self.step, self.preset.train)
         self.step += 1
-        if math.isfinite(loss + norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["rate"] * lr_scale(self.step - 1, self.preset.train)
+        if not self.nonfinite:
             self.optimizer.step()
             self.update_ema()
         self.optimizer.zero_grad()
-        self.nonfinite = 0 if math.isfinite(loss + norm) else self.nonfinite + 1
         self.skipped_steps += self.nonfinite > 0
         if self.nonfinite == MAX_NONFINITE:
-            raise ValueError(f"the loss or gradient of {MAX_NONFINITE} steps in a row, up to step {self.step}, was not"
-                             " finite; the checkpoints are from before that: begin again with a smaller --lr")
-        return {"loss": loss / self.ranks, "grad_norm": norm, "stop": bool(stop), "bad": int(bad)}
+            raise ValueError(f"{MAX_NONFINITE} steps in a row without a finite loss; begin again with a smaller --lr")
+        return {"loss": round(loss / self.ranks, 5), "grad_norm": round(norm, 5), "stop": bool(stop), "bad": int(bad)}
 
     @torch.no_grad()
     def update_ema(self):
@@ -736,7 +575,7 @@ def load_initial(path, preset):
         model = inpaint.add_mask_channels(model)
     theirs, mine = asdict(model.config) | saved["diffusion"], asdict(preset.network) | asdict(preset.diffusion)
     if other := [name for name in mine if theirs[name] != mine[name] and name != "dropout"]:
-        raise ValueError(f"{path} is of other sizes: its {other[0]} is {theirs[other[0]]}, and {mine[other[0]]} is needed")
+        raise ValueError(f"{path} is of other sizes: its {other[0]} is {theirs[other[0]]}, not {mine[other[0]]}")
     return model
 
 
@@ -758,43 +597,15 @@ class CLIPTrainer(Trainer):
         x0, t = diffusion.downsample(images, self.preset.size), self.timesteps(step)
         noise = diffusion.gaussian(x0, [diffusion.seeded_generator(self.seed, step, i) for i in self.indices])
         words = guidance.encode_clip(captions, self.words, self.preset.network.text.context)
-        said, shows = (torch.tensor([statements(text, self.world) for text in texts]) for texts in (captions, shown))
-        return {"x": self.process.q_sample(x0, t, noise), "t": t, **words, "said": said, "shows": shows}, reasons
+        said, shows = ([guidance.statements(text, self.world) for text in texts] for texts in (captions, shown))
+        return {"x": self.process.q_sample(x0, t, noise), "t": t, "said": torch.tensor(said),
+                "shows": torch.tensor(shows), **words}, reasons
 
     def loss(self, batch):
         """The losses of the whole batch, [B]: each process knows all the answers, and has a gradient for its own."""
         given = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         said, shows = given.pop("said"), given.pop("shows")
-        images, texts, said, shows = map(all_gather, (*self.answer(**given), said, shows))
-        true = ((said == shows[:, None]) | (said < 0)).all(2)        # [images, captions]
-        return contrastive_loss(images.float(), texts.float(), true)
-
-
-def statements(caption, world):
-    """What a caption states, as numbers: its layout, its background, and the noun, colour and size of two things, -1
-    where it is silent. Two captions of your own state the same if they are the same text."""
-    if not world:
-        return [zlib.crc32(caption.encode())]
-    scene = tokenizer.Scene.parse(caption).canonical()
-    said = [scene.relation or scene.count, scene.background]
-    for thing in (*scene.things, tokenizer.Thing(None, None))[:2]:
-        said += [thing.noun, thing.color, thing.size]
-    return [-1 if word is None else zlib.crc32(str(word).encode()) for word in said]
-
-
-def contrastive_loss(images, texts, true):
-    """Of unit vectors [B, E] of images and of captions, and which captions are true of which images, [B, B]: [B].
-
-    CLIP takes the diagonal for all the truth there is [C fig. 3]. In the little world several captions of a batch are
-    often true of one image, and to push them apart would teach nonsense. Their truth is known here, so the right
-    answer to each question is shared out among all that are true.
-    """
-    true = true.to(images.dtype)
-    # A CLIP for which all are alike pays log B for each question: 5.55 for 256.
-    logits = guidance.LOGIT_SCALE * images @ texts.T                                           # [images, captions]
-    of_captions = F.cross_entropy(logits, true / true.sum(1, keepdim=True), reduction="none")
-    of_images = F.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True), reduction="none")
-    return (of_captions + of_images) / 2     # L = ½·(which caption? + which image?)   [C fig. 3]
+        return guidance.contrastive_loss(*map(all_gather, (*self.answer(**given), said, shows)))
 
 
 # --- The loop ----------------------------------------------------------------------------------------
@@ -809,12 +620,17 @@ def train(preset, out, *, resume=False, save_every=200, max_bad=0.05, made=None,
 
     Ctrl-C and SIGTERM finish the step, save and leave. Under torchrun all processes call this together.
     """
-    begin_run(out, resume)
+    if not resume and (out / "log.jsonl").exists():
+        raise ValueError(f"{out} holds a run already; --resume continues it, another --out begins a new one")
+    out.mkdir(parents=True, exist_ok=True)
     trainer = (CLIPTrainer if preset.kind == "clip" else Trainer)(preset, **options)
     if resume:
         load_checkpoint(trainer, out)
+        # The log may be ahead of the checkpoint: those steps will be made again.
+        lines = [json.dumps(line) + "\n" for line in read_log(out / "log.jsonl") if line["step"] <= trainer.step]
+        (out / "log.jsonl").write_text("".join(lines))
     began = trainer.step
-    with stop_signals() as signals, closing(trainer.batches()) as batches, closing(MetricsLog(out, trainer)) as log:
+    with stop_signals() as signals, closing(trainer.batches()) as batches:
         while trainer.step < preset.train.steps:
             start = time.time()
             batch, reasons = next(batches)
@@ -822,16 +638,14 @@ def train(preset, out, *, resume=False, save_every=200, max_bad=0.05, made=None,
             metrics = trainer.train_step(batch, stop=bool(signals))
             seen = metrics["bad"] + (trainer.step - began) * preset.train.batch
             if seen >= 100 and metrics["bad"] > max_bad * seen:
-                raise ValueError(f"{metrics['bad']} of {seen} examples cannot be used: {counted(trainer.bad)}; the last"
-                                 f" was {reasons[-1:]}. --max-bad allows more")
+                raise ValueError(f"{metrics['bad']} of {seen} examples are bad (--max-bad): {counted(trainer.bad)}")
             trainer.seconds += time.time() - start
-            log.write(trainer, metrics, time.time() - start)
+            if trainer.rank == 0:
+                log_step(trainer, out, metrics, time.time() - start)
             if metrics["stop"] or trainer.step % save_every == 0 or trainer.step == preset.train.steps:
-                save_checkpoint(trainer, out, made or {})
-                save_pictures(trainer, out)
+                save(trainer, out, made or {})
             if metrics["stop"] and trainer.step < preset.train.steps:
-                log_once(f"stopped after {trainer.step} steps; the same command with --resume continues")
-                raise SystemExit(1)
+                sys.exit(f"stopped after step {trainer.step}; --resume continues" if trainer.rank == 0 else 1)
     return trainer
 
 
@@ -844,10 +658,10 @@ def stop_signals():
     caught = []
 
     def handler(number, frame):
-        if number == signal.SIGINT and caught and not dist.is_initialized():    # torchrun passes on what all have got
-            raise KeyboardInterrupt
         caught.append(number)
-    before = [signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)]
+        if not dist.is_initialized():      # torchrun passes on to each process what each has got already
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, handler), signal.signal(signal.SIGTERM, handler)
     try:
         yield caught
     finally:
@@ -863,74 +677,70 @@ def stop_signals():
 WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def state_of(trainer):
-    """All that the next step depends on, as tensors and plain values. All processes must ask together."""
-    model, optimizer = dcp.get_state_dict(trainer.model, trainer.optimizer, options=WHOLE)
-    return {"model": model, "optimizer": optimizer, "ema": dcp.get_model_state_dict(trainer.ema, options=WHOLE),
-            "step": trainer.step, "seconds": trainer.seconds, "skipped_steps": trainer.skipped_steps,
-            "run": run_config(trainer)}
-
-
 def run_config(trainer):
     """Which run this is, as one flat dictionary: continued with other values it would be no run of either."""
-    preset, data = trainer.preset, trainer.data
-    parts = asdict(preset.network) | asdict(preset.diffusion) | {f"training's {k}": v for k, v in asdict(preset.train).items()}
-    return parts | {"size": preset.size, "world": trainer.world, "seed": trainer.seed, "tokenizer": trainer.words.merges,
-                    "number of examples": len(data) if isinstance(data, OwnImages) else 0}
+    preset = trainer.preset
+    parts = asdict(preset.network) | asdict(preset.diffusion) | asdict(preset.train)
+    return parts | {"world": trainer.world, "seed": trainer.seed, "tokenizer": trainer.words.merges,
+                    "number of examples": 0 if trainer.world else len(trainer.data)}
 
 
-def save_checkpoint(trainer, out, made):
-    """Write a checkpoint and the averaged weights, and remove checkpoints that are too many.
+def save(trainer, out, made):
+    """Write a checkpoint, the averaged weights, samples.png and loss.png, and remove checkpoints that are too many.
 
-    None is written while steps are being skipped: if the weights turn out to be spoiled, those from before must still
-    be there. A full disk does not end the run: it is said, and tried again next time.
+    Nothing is written while steps are being skipped: if the weights turn out to be spoiled, those from before must
+    still be there. A full disk does not end the run: it is said, and tried again next time.
     """
     if trainer.nonfinite:
         return
-    state, preset, words = state_of(trainer), trainer.preset, trainer.words
+    # All processes gather and draw together; the first one has the results then.
+    model, optimizer = dcp.get_state_dict(trainer.model, trainer.optimizer, options=WHOLE)
+    state = {"model": model, "optimizer": optimizer, "ema": dcp.get_model_state_dict(trainer.ema, options=WHOLE),
+             "progress": (trainer.step, trainer.seconds, trainer.skipped_steps), "run": run_config(trainer)}
+    preset, words = trainer.preset, trainer.words
+    drawn = draw_samples(trainer) if preset.kind != "clip" and (trainer.compute.shard or trainer.rank == 0) else None
     if trainer.rank:
         return
+    made = made | {"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1)}
+    with torch.device("meta"):
+        average = build_network(preset.network)
+    average.load_state_dict(state["ema"], assign=True)
     try:
         with unet.atomic_write(out / f"checkpoint-{trainer.step:07d}.pt") as partial_file:
             torch.save(state, partial_file)
-        with torch.device("meta"):
-            average = build_network(preset.network)
-        average.load_state_dict(state["ema"], assign=True)
-        made = {"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1),
-                "torch": str(torch.__version__)} | made
         unet.save_weights(out / f"{preset.kind}.pt", average, size=preset.size, diffusion=asdict(preset.diffusion),
                           tokenizer=words.merges, vocabulary="clip" * isinstance(words, tokenizer.CLIPTokenizer),
                           world=trainer.world, train=asdict(preset.train), made=made)
+        if drawn:
+            drawn.save(out / "samples.png")
+        save_curve(read_log(out / "log.jsonl"), out / "loss.png")
         for old in checkpoints(out)[:-2]:
             old.unlink()
     except OSError as e:
-        log_once(f"nothing saved at step {trainer.step}: {e}; the run continues, and what was saved before stays")
+        log_once(f"not saved at step {trainer.step}: {e}; the run continues, and what was saved before stays")
 
 
 def load_checkpoint(trainer, out):
-    """Continue from a run's newest checkpoint that can be read, whatever number of processes saved it.
+    """Continue from a run's newest checkpoint, whatever number of processes saved it.
 
-    Raises ValueError if there is none, or if it is another run's.
+    Raises ValueError if there is none, if it is damaged, or if it is another run's.
     """
-    mine, saved = run_config(trainer), None
-    for path in reversed(checkpoints(out)):
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            break
-        except Exception as e:   # torch.load fails in many ways on bytes that are not its own
-            log_once(f"{path} is damaged ({type(e).__name__}); continuing from the one before")
-    if not saved:
-        raise ValueError(f"no checkpoint in {out} that can be read; leave --resume out to begin a run")
+    path, mine = ([None] + checkpoints(out))[-1], run_config(trainer)
+    if path is None:
+        raise ValueError(f"no checkpoint in {out}; leave --resume out to begin a run")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:   # torch.load fails in many ways on bytes that are not its own
+        raise ValueError(f"{path} is damaged ({type(e).__name__}); remove it: --resume takes the one before") from None
     other = [name for name in mine if saved["run"].get(name) != mine[name]]
-    if other == ["training's steps"]:
-        log_once(f"{saved['run'][other[0]]} steps become {mine[other[0]]}; a rate that decays follows the new number")
+    if other == ["steps"]:
+        log_once(f"{saved['run']['steps']} steps become {mine['steps']}: a rate that decays follows the new number")
     elif other:
-        raise ValueError(f"{path} is of a run with another {other[0]} ({str(saved['run'].get(other[0]))[:60]}, not"
-                         f" {str(mine[other[0]])[:60]}); give the same options, or another --out")
+        raise ValueError(f"{path} is of a run with another {other[0]}; give the same options, or another --out")
     dcp.set_state_dict(trainer.model, trainer.optimizer, model_state_dict=saved["model"],
                        optim_state_dict=saved["optimizer"], options=WHOLE)
     dcp.set_model_state_dict(trainer.ema, saved["ema"], options=WHOLE)
-    trainer.step, trainer.seconds, trainer.skipped_steps = (saved[name] for name in ("step", "seconds", "skipped_steps"))
+    trainer.step, trainer.seconds, trainer.skipped_steps = saved["progress"]
 
 
 def checkpoints(out):
@@ -938,20 +748,12 @@ def checkpoints(out):
     return sorted(Path(out).glob("checkpoint-*[0-9].pt"))
 
 
-def begin_run(out, resume):
-    """Make a run's folder ready. ValueError for one that would be written over."""
-    if not resume and (out / "log.jsonl").exists():
-        raise ValueError(f"{out} holds a run already; --resume continues it, another --out begins a new one")
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob("*.tmp"):       # by a process that was killed
-        left.unlink(missing_ok=True)
-
-
 # --- Many processes ----------------------------------------------------------------------------------
 
 # torchrun starts the same program several times. Each process computes its share of a batch; in `backward` their
-# gradients are averaged, and all take the same step. DDP keeps a whole copy of the model in each process, FSDP2 a piece.
-BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block   # what is recomputed, or gathered from its shards, at once
+# gradients are averaged, and all take the same step. DDP keeps a whole copy of the model in each process, FSDP2 a
+# piece. BLOCKS are what is computed again, or gathered from all processes, at a time.
+BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block
 
 
 def rank_and_world_size():
@@ -970,40 +772,28 @@ def join_processes(device):
 
 
 def parallelize(model, ema, compute):
-    """Prepare a model and its average for the processes. -> what is asked in training: the model, or DDP around it"""
+    """Prepare a model and its average for the processes. -> what is asked in training: the model, or DDP around it
+
+    With FSDP2 each process keeps a piece of every weight, and of what belongs to it. A block's weights are gathered
+    when it is their turn and dropped after it; of the summed gradients each process keeps its piece. So eight GPUs hold
+    one copy of the paper's model together, instead of eight.
+    """
     if compute.activation_checkpointing:
         for part in model.modules():
             if isinstance(part, BLOCKS):      # keeps its inputs only, and is computed again on the way back
                 part.forward = partial(checkpoint, part.forward, use_reentrant=False)
     if compute.shard:
-        shard_model(model)
-        shard_model(ema)
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        for part in [*model.modules(), *ema.modules()]:
+            if isinstance(part, unet.TextAttention):      # its weights are wanted there too, not in `forward` alone
+                register_fsdp_forward_method(part, "project_text")
+            if isinstance(part, BLOCKS):
+                fully_shard(part)
+        fully_shard(model)
+        fully_shard(ema)
     elif dist.is_initialized():
         return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     return model
-
-
-def shard_model(model):
-    """Divide a network among the processes (FSDP2): each keeps a piece of every weight, and of what belongs to it.
-
-    A block's weights are gathered when it is their turn and dropped after it; of the summed gradients each process
-    keeps its piece. So eight GPUs hold one copy of the paper's model together, instead of eight.
-    """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    for part in list(model.modules()):
-        if isinstance(part, BLOCKS):
-            fully_shard(part)
-        if isinstance(part, unet.TextAttention):      # weights are wanted there too, not in `forward` alone
-            register_fsdp_forward_method(part, "project_text")
-    fully_shard(model)
-
-
-def exchange_gradients(model, last):
-    """Have processes exchange their gradients after the last part of a batch only."""
-    if hasattr(model, "set_requires_gradient_sync"):    # FSDP2
-        model.set_requires_gradient_sync(last)
-    elif dist.is_initialized():                         # DDP
-        model.require_backward_grad_sync = last
 
 
 def all_gather(own):
@@ -1011,59 +801,30 @@ def all_gather(own):
     if not dist.is_initialized():
         return own
     # Each process has the whole loss: the gradients of all of them arrive here summed, and are averaged afterwards.
-    rows = torch.distributed.nn.functional.all_gather(own)
-    return torch.stack(rows, dim=1).flatten(0, 1)     # example i of process r has place i·ranks + r in the batch
+    # Example i of process r has place i·ranks + r in the batch.
+    return torch.stack(torch.distributed.nn.functional.all_gather(own), dim=1).flatten(0, 1)
 
 
 # --- What you see ------------------------------------------------------------------------------------
 
-def save_pictures(trainer, out):
-    """samples.png and loss.png. A run does not end because they cannot be written."""
-    try:
-        if trainer.preset.kind != "clip" and (trainer.compute.shard or trainer.rank == 0):
-            images, captions = draw_samples(trainer)      # a divided network draws with the help of all processes
-            if trainer.rank == 0:
-                save_grid(images, captions, out / "samples.png", title=f"after {trainer.step} steps")
-        if trainer.rank == 0:
-            save_curve(read_log(out / "log.jsonl"), out / "loss.png")
-    except OSError as e:
-        log_once(f"no pictures of step {trainer.step}: {e}; the run continues")
-
-
 @torch.no_grad()
 def draw_samples(trainer):
-    """The first eight captions, drawn with the averaged weights and always the same noise: what differs from the last
-    time is the model. Before each drawing stands what was known of it. -> images in [-1, 1], their titles"""
-    preset, g = trainer.preset, torch.Generator().manual_seed(0)
-    images, captions, _, _ = zip(*(trainer.data[i] for i in range(8)))
-    rngs = [tokenizer.seeded_rng("samples", i) for i in range(8)]
-    known, cond = conditioning(preset, trainer.words, torch.stack(images), captions, rngs)
+    """The first sixteen captions, drawn with the averaged weights and always the same noise: what differs from the last
+    time is the model. -> a PIL image: each real image, or what was known of it, is followed by its drawing"""
+    preset, n, g = trainer.preset, 16, torch.Generator().manual_seed(0)
+    images, captions, _, _ = zip(*(trainer.data[i] for i in range(n)))
+    rngs = [tokenizer.seeded_rng("samples", i) for i in range(n)]
+    known, cond = trainer.conditioning(torch.stack(images), captions, rngs)
     cond = {name: value.to(trainer.device) for name, value in cond.items()}
-    denoiser = upsample.denoiser_of(trainer.ema, preset.network, preset.diffusion)
-    process = partial(diffusion.Diffusion.from_config, preset.diffusion)
-    if "upsampler" in preset.kind:
-        drawn = upsample.upsample(denoiser, process=process("fast27"), generator=g, **cond)
-    else:
-        x_T = diffusion.gaussian(known, g).to(trainer.device)
-        drawn = process("25").ddim_sample(guidance.classifier_free(denoiser, 3), x_T, **cond)
-    for part in trainer.ema.modules():
-        if hasattr(part, "reshard"):         # drawing has no way back, which lets go of weights that were gathered
-            part.reshard()
+    denoiser, large = upsample.denoiser_of(trainer.ema, preset.network, preset.diffusion), "upsampler" in preset.kind
+    process = diffusion.Diffusion.from_config(preset.diffusion, "fast27" if large else "25")
+    denoiser = denoiser if large else guidance.classifier_free(denoiser, 3)
+    drawn = process.ddim_sample(denoiser, diffusion.gaussian(known, g).to(trainer.device), **cond)
+    if trainer.compute.shard:            # drawing has no way back, which lets go of the weights that were gathered
+        trainer.ema.reshard()
     known = known * cond["inpaint_mask"].cpu() if "inpaint" in preset.kind else known
-    return torch.stack([known, drawn.cpu()], 1).flatten(0, 1), [title for text in captions for title in (text, "drawn")]
-
-
-def save_grid(images, captions, path, *, title="", columns=4):
-    """Images [n, 3, H, W] in [-1, 1] with their captions, as one figure."""
-    from matplotlib.figure import Figure        # here, so that importing this file stays quick
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.3 * columns, 2.9 * rows), layout="constrained")
-    for i, (image, caption) in enumerate(zip(diffusion.to_bytes(images), captions), 1):
-        ax = figure.add_subplot(rows, columns, i, xticks=[], yticks=[], frame_on=False)
-        ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        ax.set_title(fill(caption, 24), fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=110)
+    pairs = torch.stack([known, drawn.cpu()], 1).flatten(0, 1)
+    return diffusion.image_grid(pairs, columns=8, zoom=max(1, 128 // preset.size))
 
 
 def save_curve(lines, path):
@@ -1072,61 +833,32 @@ def save_curve(lines, path):
     One batch's loss depends most on which timesteps it drew, so single values jump about and the mean tells. A curve
     that goes flat does not mean that nothing is learned: images improve long after.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure        # here, so that importing this file stays quick
     steps, losses = np.array([(line["step"], line["loss"]) for line in lines if line["loss"] is not None]).T
     window = max(1, min(25, len(losses) // 4))
     figure = Figure(figsize=(7, 4), layout="constrained")
-    ax = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log", title="The loss of a batch, and its running mean")
-    ax.plot(steps, losses, color="0.8", linewidth=0.8, label="one batch")
-    mean = np.convolve(losses, np.ones(window) / window, "valid")
-    ax.plot(steps[window - 1:], mean, color="tab:blue", label=f"mean of {window}")
-    ax.grid(alpha=0.3)
-    ax.legend()
+    ax = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log", title=f"loss, and the mean of {window} batches")
+    ax.plot(steps, losses, "0.8", steps[window - 1:], np.convolve(losses, np.ones(window) / window, "valid"), "C0")
     figure.savefig(path, dpi=110)
 
 
-class MetricsLog:
-    """log.jsonl, a line a step (in runs of millions of steps, one step in so many), and the line of progress."""
-
-    def __init__(self, out, trainer):
-        self.steps, self.batch, self.path = trainer.preset.train.steps, trainer.preset.train.batch, out / "log.jsonl"
-        self.file, self.times, self.losses, self.shown = None, deque(maxlen=50), deque(maxlen=50), 0.0
-        if trainer.rank == 0:
-            # After a stop the log may be ahead of the checkpoint: those steps will be made again.
-            lines = [line for line in read_log(self.path) if line["step"] <= trainer.step]
-            with unet.atomic_write(self.path) as file:
-                file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            self.file = open(self.path, "a", buffering=1)
-
-    def write(self, trainer, metrics, seconds):
-        """Add a step's metrics. A log that cannot be written is no reason to stop."""
-        if self.file is None:
-            return
-        self.times.append(seconds)
-        speed = self.batch * len(self.times) / sum(self.times)
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "stop"}
-        self.losses += [finite["loss"]] * (finite["loss"] is not None)
-        last = metrics["stop"] or trainer.step == self.steps
-        if last or trainer.step % max(1, self.steps // 5000) == 0:
-            line = {"step": trainer.step, **finite, "lr": trainer.optimizer.param_groups[-1]["lr"],
-                    "images_per_second": round(speed, 2), "skipped": trainer.skipped_steps}
-            try:
-                self.file.write(json.dumps(line) + "\n")
-            except OSError as e:
-                log_once(f"step {trainer.step} is missing in {self.path}: {e}")
-        live = sys.stdout.isatty()
-        if last or time.time() - self.shown > (0.2 if live else 20):
-            self.shown = time.time()
-            left = timedelta(seconds=int((self.steps - trainer.step) * self.batch / speed))
-            skipped = f"  {trainer.skipped_steps} steps skipped" if trainer.skipped_steps else ""
-            bad = f"  {metrics['bad']} bad examples" if metrics["bad"] else ""
-            mean = sum(self.losses) / len(self.losses) if self.losses else math.nan
-            print(f"{chr(13) * live}step {trainer.step}/{self.steps}  loss {mean:.4f}  {speed:.0f} images a second"
-                  f"  {left} left{skipped}{bad}", end="  " if live and not last else "\n", flush=True)
-
-    def close(self):
-        if self.file:
-            self.file.close()
+def log_step(trainer, out, metrics, seconds):
+    """A line in log.jsonl (in runs of millions of steps for one step in many), and the line of progress."""
+    step, steps, live = trainer.step, trainer.preset.train.steps, sys.stdout.isatty()
+    metrics = {"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
+               "lr": trainer.optimizer.param_groups[-1]["lr"], "skipped": trainer.skipped_steps,
+               "images_per_second": round(trainer.preset.train.batch / seconds, 1)}
+    last = metrics.pop("stop") or step == steps
+    if last or step % max(1, steps // 5000) == 0:
+        try:
+            with open(out / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as e:
+            log_once(f"step {step} is missing in {out / 'log.jsonl'}: {e}")
+    if live or last or step % max(1, steps // 200) == 0:
+        told = "".join(f"  {name} {metrics[name]}" for name in ("loss", "images_per_second", "skipped", "bad"))
+        left = (steps - step) * trainer.seconds / step / 60
+        print(f"{chr(13) * live}step {step}/{steps}{told}  {left:.0f} minutes left", end="\n" * (last or not live))
 
 
 def read_log(path):
@@ -1143,103 +875,75 @@ def log_once(text):
 
 # --- The command line --------------------------------------------------------------------------------
 
-def at_least(low, kind=int):
-    """A type for argparse: a number of this kind, low or more."""
-    def number(text):
-        if not low <= kind(text) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low:g}")
-        return kind(text)
-    return number
-
-
 def path_name(text):
     """A type for argparse: a path, in which ~ is the home folder."""
     return Path(text).expanduser()
 
 
-def device_name(text):
-    """A type for argparse: a device that computes here."""
-    try:
-        torch.zeros(1, device=text).item()
-    except (RuntimeError, AssertionError, ImportError):
-        raise argparse.ArgumentTypeError(f"there is no device {text!r} here; cpu always works") from None
-    return text
+def add_options(parser, config):
+    """An option for each field of a configuration. One that is not given is not among the arguments."""
+    for item in fields(config):
+        kind, name = type(item.default), item.name.replace("_", "-")
+        how = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"nargs": "*"}}.get(kind, {"type": kind})
+        parser.add_argument(f"--{name}", help=item.metadata["help"], default=argparse.SUPPRESS, **how)
+
+
+def given(args, config):
+    """The fields of a configuration that the command line gives."""
+    return {item.name: getattr(args, item.name) for item in fields(config) if hasattr(args, item.name)}
 
 
 def arguments(argv=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train a model. What is not given is the preset's.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Train a model.", allow_abbrev=False)
     add = parser.add_argument
     add("kind", nargs="?", default="base", choices=KINDS)
     add("--preset", choices=tuple(PRESETS), default="tiny", help="how large (default: tiny)")
     add("--world", choices=("single", "full"), help="single things, or pairs and counts too (default: --init-from's)")
-    add("--steps", type=at_least(1), help="how long")
-    add("--batch", type=at_least(1), help="images a step")
-    add("--lr", type=at_least(1e-12, float), help="the learning rate, of a U-Net without its text encoder")
-    add("--freeze", nargs="*", metavar="PART", help="parts that stay as they begin: text pool time down middle up …")
-    add("--crop", type=int, choices=(32, 64, 128), help="pixels of the upsampler's training squares")
-    add("--seed", type=at_least(0), default=0)
+    add("--seed", type=int, default=0)
     add("--out", type=path_name, help="the run's folder (default: outputs/train-KIND)")
     add("--init-from", type=path_name, help="a weight file to begin with (tiny inpaint: those in lessons/weights)")
     add("--resume", action="store_true", help="continue from the newest checkpoint in that folder")
-    add("--save-every", type=at_least(1), help="steps between checkpoints (default: a tenth of the run, 100 to 2,000)")
-    add = parser.add_argument_group("images of your own, instead of the little world").add_argument
-    add("--data", nargs="+", help="a folder of images with NAME.txt next to each, or captions.csv; or tar shards of them")
-    add("--random-crop", action="store_true", help="a random square of each image, not the middle one")
-    add("--max-bad", type=at_least(0, float), default=0.05, help="stop when more than this cannot be used (default: 0.05)")
-    add("--vocab", type=path_name, help="GPT-2's merge list, for clip CLIP's (default: --init-from's tokenizer, or one"
-                                        " that is trained on the captions)")
-    add = parser.add_argument_group("how to compute: changes nothing that is learned but for rounding").add_argument
-    add("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 where it is fast)")
-    add("--grad-accum", type=at_least(1), default=1, help="the batch goes through in this many parts: less memory")
-    add("--activation-checkpointing", action="store_true", help="much less memory, a fifth more work")
-    add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile")
-    add("--shard", action="store_true", help="divide the weights among torchrun's processes (FSDP2)")
-    add("--workers", type=at_least(0), default=2, help="threads that prepare batches ahead (default: 2)")
+    add("--save-every", type=int, help="steps between checkpoints (default: a tenth of the run, 100 to 2,000)")
+    add("--data", nargs="+", help="images of your own: a folder of NAME.jpg, NAME.txt or captions.csv, or tar files")
+    add("--random-crop", action="store_true", help="of your own images a random square, not the middle one")
+    add("--max-bad", type=float, default=0.05, help="stop when a larger fraction of them is of no use (0.05)")
+    add("--vocab", type=path_name, help="GPT-2's merge list, for clip CLIP's (default: --init-from's, or trained)")
+    add_options(parser.add_argument_group("training (default: the preset's)"), TrainConfig)
+    add_options(parser.add_argument_group("computing: changes nothing that is learned but for rounding"), ComputeConfig)
     return parser.parse_args(argv)
-
-
-def chosen_preset(args, world):
-    """The preset with what the command line changes of it."""
-    preset, small = PRESETS[args.preset][args.kind], args.preset in ("tiny", "small")
-    changes = FULL_WORLD.get(args.kind, {}) if small and world == "full" else {}
-    changes |= {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name)}
-    if args.crop:
-        changes["crop"] = min(args.crop, preset.size)
-    if args.freeze is not None:
-        changes["freeze"] = tuple(args.freeze)
-    return replace(preset, train=replace(preset.train, **changes))
 
 
 def chosen_words(args, init, data, room):
     """The tokenizer: the one that is given, init's, or one trained on the captions; None is the little world's."""
-    words = None
+    words = tokenizer.load_tokenizer(init) if init else None
     if args.vocab:
-        clip = args.kind == "clip"
-        words = (tokenizer.CLIPTokenizer.from_file if clip else tokenizer.BPETokenizer.from_gpt2)(args.vocab)
-    elif init or data:
-        words = tokenizer.load_tokenizer(init) if init else tokenizer.BPETokenizer.train(data.captions(), room)
+        read = tokenizer.CLIPTokenizer.from_file if args.kind == "clip" else tokenizer.BPETokenizer.from_gpt2
+        words = read(args.vocab)
+    elif data and not init:
+        captions = (read_caption(*data.example(i)[2:]) for i in range(min(len(data), 10_000)))    # no image is read
+        words = tokenizer.BPETokenizer.train(captions, room)
     if words and words.vocab_size > room:
-        raise ValueError(f"the vocabulary has {words.vocab_size:,} tokens, and the network has room for {room:,}")
+        raise ValueError(f"the vocabulary has {words.vocab_size:,} tokens, the network room for {room:,}")
     return words
 
 
 def command(args):
     """What the command line asks for, done."""
+    preset, data = PRESETS[args.preset][args.kind], None
     out = args.out or OUTPUTS / "-".join(["train"] + [args.preset] * (args.preset != "tiny") + [args.kind])
     if args.init_from is None and args.preset == "tiny" and "inpaint" in args.kind:
         args.init_from = unet.WEIGHTS / ("upsampler.pt" if "upsampler" in args.kind else "base.pt")
     init = unet.read_weights(args.init_from) if args.init_from else {}
     world = args.world or init.get("world") or "single"
-    device, preset, data = join_processes(args.device), chosen_preset(args, world if not args.data else ""), None
-    if args.shard and not dist.is_initialized():
-        raise ValueError("--shard divides a network among processes: start them with torchrun --nproc-per-node 8")
+    full = world == "full" and args.preset in ("tiny", "small") and not args.data
+    changes = (FULL_WORLD.get(args.kind, {}) if full else {}) | given(args, TrainConfig)
+    preset = replace(preset, train=replace(preset.train, **changes))
+    compute = ComputeConfig(**{"device": "cuda" if torch.cuda.is_available() else "cpu"} | given(args, ComputeConfig))
+    compute = replace(compute, device=join_processes(compute.device))
     if args.data:
         data = OwnImages(args.data, preset.size, seed=args.seed, index=out / "index", random_crop=args.random_crop)
         log_once(f"{len(data)} examples; left out: {counted(data.left_out) or 'none'}")
-    compute = ComputeConfig(device, args.dtype and args.dtype == "bfloat16", args.grad_accum,
-                            args.activation_checkpointing, args.compile, args.shard, args.workers)
     train(preset, out, resume=args.resume, save_every=args.save_every or min(2000, max(100, preset.train.steps // 10)),
           max_bad=args.max_bad, made={"command": shlex.join(["python", "08_train.py", *sys.argv[1:]])}, data=data,
           world=world, words=chosen_words(args, init, data, preset.network.text.vocab_size), seed=args.seed,
@@ -1247,34 +951,29 @@ def command(args):
     log_once(f"wrote {out / args.kind}.pt, and samples.png, loss.png and log.jsonl next to it")
 
 
-def run(command, args, name, memory="out of memory"):
-    """command(args); what you can mend ends in one line and exit status 2. The way out of every command line here."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")      # a console that lacks a character shows a ? instead
+def run(command, args, name):
+    """command(args) -> exit status; what you can mend ends in one line. The way out of every command line here."""
+    sys.stdout.reconfigure(errors="replace")      # a console that lacks a character shows a ? instead
+    sys.stderr.reconfigure(errors="replace")
     try:
         command(args)
         return 0
-    except KeyboardInterrupt:
-        error, status = "stopped; what had been finished stays", 130
-    except (OSError, ValueError) as e:
-        error, status = e, 2
-    except (MemoryError, torch.OutOfMemoryError):
-        error, status = memory, 2
-    except RuntimeError as e:
-        if not getattr(args, "compile", None):
+    except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, AssertionError) as e:
+        # What torch says of memory, devices and compilers is for you to mend; other such errors are faults of ours.
+        yours = any(word in str(e) for word in ("memory", "device", "CUDA")) or getattr(args, "compile", "")
+        if isinstance(e, (RuntimeError, AssertionError)) and not yours:
             raise
-        error, status = f"--compile {args.compile} failed, leave it out: {str(e).strip().splitlines()[0][:200]}", 2
+        error = str(e).strip().partition("\n")[0] or type(e).__name__
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    rank = os.environ.get("RANK", "0")
-    print(f"{name}{f', process {rank}' * (rank != '0')}: {error}", file=sys.stderr, flush=True)
-    return status
+    print(f"{name}, process {os.environ.get('RANK', 0)}: {error}", file=sys.stderr, flush=True)
+    return 130 if error == "KeyboardInterrupt" else 2
 
 
 def main(argv=None):
     """One model, trained as the command line says."""
-    return run(command, arguments(argv), "08_train.py", "out of memory; try --grad-accum, --activation-checkpointing")
+    return run(command, arguments(argv), "08_train.py")
 
 
 if __name__ == "__main__":

@@ -394,9 +394,9 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
 # --- The command line --------------------------------------------------------------------------------
 
 def read_image(path, mode="RGB"):
-    """A person's image file: see train.open_image. ValueError, one line, for what is none."""
+    """A person's image file: see inpaint.open_image. ValueError, one line, for what is none."""
     try:
-        return train.open_image(path, mode)
+        return inpaint.open_image(path, mode)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     except Exception as e:        # Pillow has no common error
@@ -414,6 +414,24 @@ def read_known(args, small):
     if not known.hole((small, small)).getbbox():
         raise ValueError(f"{args.mask or '--box'} leaves nothing to draw: white is where to draw, and there is none")
     return known
+
+
+def at_least(low, kind=int):
+    """A type for argparse: a number of this kind, low or more."""
+    def number(text):
+        if not low <= kind(text) < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low:g} on")
+        return kind(text)
+    return number
+
+
+def device_name(text):
+    """A type for argparse: a device that computes here."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError, ImportError):
+        raise argparse.ArgumentTypeError(f"there is no device {text!r} here; cpu always works") from None
+    return text
 
 
 def box_mask(text):
@@ -525,9 +543,9 @@ def arguments(argv=None):
     add("prompt", help='such as "a red heart above a blue umbrella"')
     add("--preset", default="tiny", choices=tuple(FOLDERS), help="whose weights: the course's, or OpenAI's (filtered)")
     add("--weights", type=train.path_name, help="any other folder of base.pt, upsampler.pt, clip.pt, ...")
-    add("--n", type=train.at_least(1), default=1, help="how many images (default 1)")
-    add("--seed", type=train.at_least(0), help="the same seed, the same images (default: another one each time)")
-    add("--scale", type=train.at_least(-1e6, float), help="guidance; 1: as trained (default 3, inpainting 5)")
+    add("--n", type=at_least(1), default=1, help="how many images (default 1)")
+    add("--seed", type=at_least(0), help="the same seed, the same images (default: another one each time)")
+    add("--scale", type=at_least(-1e6, float), help="guidance; 1: as trained (default 3, inpainting 5)")
     add("--guide", default="free", choices=("free", "clip"), help="by the model itself (default) or a noised CLIP")
     add("--steps", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default: tiny 25, OpenAI's 150)")
     add("--sampler", choices=("ddim", "ddpm", "dpm"), help="of the base model (default ddim; large or with CLIP ddpm)")
@@ -536,12 +554,12 @@ def arguments(argv=None):
     add("--mask", type=train.path_name, help="an image: white = draw here, black = leave as it is")
     add("--box", type=box_mask, metavar="L,T,R,B", help="draw here, in fractions: 0.5,0,1,1 is the right half")
     add("--init", type=train.path_name, help="an image to begin with, such as a sketch")
-    add("--strength", type=train.at_least(0, float), default=0.6, help="how much of --init may change (default 0.6)")
-    add("--rerank", type=train.at_least(1), metavar="K", help="draw K, keep the --n that a noised CLIP finds best")
+    add("--strength", type=at_least(0, float), default=0.6, help="how much of --init may change (default 0.6)")
+    add("--rerank", type=at_least(1), metavar="K", help="draw K, keep the --n that a noised CLIP finds best")
     add("--out", type=train.path_name, help="where the picture goes (default: outputs/PROMPT-SEED.png)")
-    add("--device", type=train.device_name, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: 16 bits for large models, where fast)")
-    add("--batch", type=train.at_least(1), help="images at a time (default: small models 64, large 8 and 2)")
+    add("--batch", type=at_least(1), help="images at a time (default: small models 64, large 8 and 2)")
     return parser.parse_args(argv)
 
 
@@ -583,7 +601,8 @@ def command(args):
         zoom = max(1, 512 // (images.shape[3] * min(args.n, 2)))      # so that pixels show as squares
         save_png(diffusion.image_grid(images, zoom=1 if known else zoom, gap=8), out)
         save_png(progress.strip(), strip)
-    print(f"wrote {out}\n      {strip}: what the model believed on the way")
+    first = ", in the upper row about the first of all candidates" if args.rerank else ""
+    print(f"wrote {out}\n      {strip}: what the model believed on the way{first}")
 
 
 def save_png(image, path):
@@ -594,7 +613,7 @@ def save_png(image, path):
 
 def main(argv=None):
     """The command line. -> exit status: 0, 2 for what you can mend (one line on stderr), 130 after Ctrl-C"""
-    return train.run(command, arguments(argv), "09_sample.py", "out of memory; try --batch 1, or --dtype bfloat16")
+    return train.run(command, arguments(argv), "09_sample.py")
 
 
 if __name__ == "__main__":
