@@ -45,7 +45,6 @@ tokenizer, unet, diffusion, guidance, upsample, train, sample = map(import_modul
     "01_tokenizer", "03_unet", "04_diffusion", "05_guidance", "07_upsample", "08_train", "09_sample"))
 
 
-
 # --- Questions ---------------------------------------------------------------------------------------
 
 # A picture is described by its layout, its background, and noun, colour and size of one or two things. "Above" and
@@ -446,7 +445,7 @@ def save_picture(images, seen, right, path):
         ax.set_xlabel(caption, size=11, color="#1e8449" if fine else "#c0392b")
     figure.suptitle("What the judge sees in real pictures, above, and in drawn ones; red: not what was asked", size=18)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight", pad_inches=0.1)
 
 
 def demonstrate(_):
