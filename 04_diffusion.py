@@ -725,7 +725,7 @@ def save_picture(schedules, drowned, star, trajectory):
         axes.set_xticks(range(32, 554, 70), [f"t = {t}   r = {abs(c):.2f}" for t, c in zip(SHOWN, r)])
         axes.set_yticks([32], [name], size=17, rotation=90, va="center")
         curve.plot(schedules[name].signal, label=name, linewidth=3)
-    curve.legend(title="signal √ᾱ at timestep t", frameon=False, fontsize=13)
+    curve.legend(title="signal √ᾱ at t", frameon=False, loc="lower left")
     # Each point has the colour of the direction, seen from the centre, in which it *ends*. DDIM adds no noise on the
     # way, so the colours are in order from the start: x_T has decided everything.
     clouds = {f"{k} steps of 250": (trajectory[k], trajectory[-1]) for k in (0, 175, 210, 250)}

@@ -267,7 +267,7 @@ def show_channels(image, mask):
     """What the third way shows to the network, and how a trained network gets the channels for it."""
     print("\n── 3. The third way: four more input channels")
     seen, t = [], torch.full((len(image),), 500)
-    with_known(lambda x, t: seen.append(x) or x)(torch.randn(image.shape), t, inpaint_image=image, inpaint_mask=mask)
+    with_known(lambda x, t: seen.append(x) or x)(torch.zeros_like(image), t, inpaint_image=image, inpaint_mask=mask)
     for name, part in zip(("x_t", "image × mask", "mask"), seen[0].split([3, 3, 1], dim=1)):
         print(f"   {name:<13} {list(part.shape)}   mean {part.mean():+.3f}")
     weight = add_mask_channels(unet.UNet.load(unet.WEIGHTS / "base.pt")).input_conv.weight
@@ -284,14 +284,14 @@ def save_picture(image, mask, drawn, path):
         axes[0, j].set_title(title, size=17, pad=12)
         for i, (shown, asked, _) in enumerate(EDITS):
             axes[i, j].imshow(diffusion.to_bytes(images[i]).permute(1, 2, 0))
-            axes[i, j].set(xticks=[], yticks=[], xlabel={0: shown, 2: f"asked for: {asked}"}.get(j, ""))
+            label = {0: shown.replace(" on ", "\non "), 2: f"asked for: {asked}"}.get(j, "")
+            axes[i, j].set(xticks=[], yticks=[], xlabel=label)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=90)
 
 
 def main():
     """The three sections and the picture."""
-    torch.manual_seed(0)
     image, mask = edit_pictures()
     show_masks()
     save_picture(image, mask, show_ways(image, mask), OUTPUTS / "06_inpaint.png")
