@@ -467,6 +467,61 @@ def test_an_image_with_its_own_generator_does_not_depend_on_the_batch():
     assert torch.equal(own(1, 2, 3)[1:2], own(2)), "a list of generators gives each image noise of its own"
 
 
+# --- What a training step draws ---
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_a_batch_has_timesteps_from_the_first_to_the_last(fraction):
+    rngs = [random.Random(seed) for seed in range(400)]
+    t = torch.stack([cosine().draw_timesteps(64, rng, fraction) for rng in rngs])
+    assert t.shape == (400, 64) and t.dtype == torch.long
+    assert t.min() == 0 and t.max() == 999, "both ends are drawn: an off-by-one would never train the last timestep"
+    late = (t >= 600).float().mean()
+    expected = 0.4 * (1 - fraction) + fraction
+    assert abs(late - expected) < 0.02, f"{late:.2f} of the timesteps are of the noisiest two fifths, not {expected:.2f}"
+    stretches = torch.histc(t[:, :int(64 * (1 - fraction))].float(), 10, 0, 1000)
+    assert stretches.max() / stretches.min() < 1.2, "apart from that, each timestep is as likely as any other"
+
+
+def test_a_batch_is_spread_over_all_timesteps():
+    t = cosine().draw_timesteps(50, random.Random(1)).sort().values
+    assert (t.diff() >= 19).all() and (t.diff() <= 21).all(), "one from each of B equal stretches, never all noise"
+
+
+def test_the_weights_of_the_loss_are_what_they_are_called():
+    d = cosine()
+    a = d.alpha_bar
+    assert d.loss_weights("eps") is None, "DDPM's own: every timestep counts the same"
+    assert torch.allclose(d.loss_weights("v"), 1 / a), "an error in v is one in ε divided by √ᾱ"
+    x0_error = (1 - a) / a                            # of an error of 1 in ε
+    assert torch.allclose(d.loss_weights("middle"), a.sqrt() * x0_error + 0.05)
+    assert torch.allclose(d.loss_weights("late"), a ** 0.25 * x0_error + 0.05)
+
+
+def test_the_little_world_is_a_function_of_the_position():
+    world = diffusion.LittleWorld("full", seed=5)
+    image, caption, shown, reasons = world[123_456_789]
+    again = diffusion.LittleWorld("full", seed=5)[123_456_789]
+    assert torch.equal(image, again[0]) and (caption, shown) == again[1:3], "any example can be drawn again by itself"
+    assert image.dtype == torch.uint8 and image.shape == (3, 64, 64) and reasons == []
+    others = [diffusion.LittleWorld("full", seed=6)[123_456_789], world[123_456_790]]
+    assert all(not torch.equal(image, other[0]) for other in others), "another seed or position is another image"
+
+
+def test_the_little_world_shows_what_it_says():
+    for position in range(40):
+        _, caption, shown, _ = diffusion.LittleWorld("full", seed=1)[position]
+        said, full = (tokenizer.Scene.parse(text) for text in (caption, shown))
+        assert full.background and all(thing.size for thing in full.things), "what is shown leaves nothing open"
+        assert [(t.noun, t.color) for t in said.things] == [(t.noun, t.color) for t in full.things]
+        assert said.background in (None, full.background), "what the caption says is shown"
+
+
+def test_pairs_can_be_said_the_canonical_way_alone():
+    captions = [diffusion.LittleWorld("full", seed=2, canonical=lambda position: 1.0)[i][1] for i in range(60)]
+    relations = {tokenizer.Scene.parse(caption).relation for caption in captions}
+    assert relations == {None, "to the left of", "above"}, "never right of, never below"
+
+
 # --- The pictures of the little world ---
 
 def shown(caption, seed=0):

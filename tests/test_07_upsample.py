@@ -1,4 +1,6 @@
 """Low-resolution conditioning, rounding to bytes, sampling in 27 steps; the released answer."""
+import random
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -76,6 +78,57 @@ def test_psnr_and_colour_error_by_hand():
     x, true = torch.full((2, 3, 8, 8), 0.2), torch.zeros(2, 3, 8, 8)
     assert torch.allclose(upsample.psnr(x, true), torch.full((2,), 20.0)), "0.2 on [-1, 1] is 0.1 on [0, 1]: 20 dB"
     assert torch.allclose(upsample.color_error(x, torch.zeros(2, 3, 2, 2)), torch.full((2,), 0.1))
+
+
+# --- What a model is shown in training ---
+
+def captioned(n=4, side=64):
+    world = diffusion.LittleWorld("full", seed=3, side=side)
+    images, captions, _, _ = zip(*(world[i] for i in range(n)))
+    return torch.stack(images), captions
+
+
+def shown(name, extra=0, n=4, size=64, crop=0, seed=0):
+    config = unet.UNET[name]
+    config = replace(config, in_channels=config.in_channels + extra)
+    images, captions = captioned(n)
+    rngs = [random.Random(f"{seed} {i}") for i in range(n)]
+    words = import_module("01_tokenizer").world_tokenizer()
+    return images, upsample.conditioning(images, captions, words, config, size, rngs, crop)
+
+
+def test_training_images_are_between_minus_one_and_one():
+    images, (x0, cond) = shown("tiny", size=16)
+    assert x0.shape == (4, 3, 16, 16) and set(cond) == {"tokens", "mask"}
+    assert x0.min() == -1 and 0.9 < x0.max() <= 1, "the range that samplers clip to, not 0 … 1"
+    assert torch.allclose((x0 + 1) * 127.5, F.avg_pool2d(images.float(), 4), atol=1e-3)
+
+
+def test_low_res_is_the_reduced_image_as_a_file_would_hold_it():
+    images, (x0, cond) = shown("tiny-upsampler")
+    levels = (cond["low_res"] + 1) * 127.5
+    assert (levels - levels.round()).abs().max() < 1e-3, "whole levels of 255, as a saved file has them"
+    assert (levels - F.avg_pool2d(images.float(), 4)).abs().max() <= 0.501, "the mean of each 4×4, rounded"
+    assert torch.allclose(x0, images / 127.5 - 1, atol=1e-6), "the target is the large image itself"
+
+
+def test_a_crop_is_the_same_square_of_both_sizes():
+    images, (x0, cond) = shown("tiny-upsampler", crop=32)
+    assert x0.shape[2:] == (32, 32) and cond["low_res"].shape[2:] == (8, 8)
+    off = (F.avg_pool2d(x0, 4) - cond["low_res"]).abs().max()
+    assert off <= 1.01 / 255, f"low_res is off by {off:.3f}: shifted by a part of a pixel, it would teach a shift"
+    assert any(not torch.equal(x0, shown("tiny-upsampler", crop=32, seed=seed)[1][0]) for seed in range(1, 4))
+
+
+@pytest.mark.parametrize("name, size, side", [("tiny", 16, 1), ("tiny-upsampler", 64, 4)])
+def test_an_inpainting_model_is_shown_the_whole_image_and_a_mask_of_the_base_models_pixels(name, size, side):
+    _, (x0, cond) = shown(name, extra=4, size=size)
+    assert torch.equal(cond["inpaint_image"], x0), "with_known erases the hole; the target is the whole image"
+    mask = cond["inpaint_mask"]
+    assert mask.shape == (4, 1, size, size) and set(mask.unique().tolist()) <= {0.0, 1.0}
+    squares = F.interpolate(F.avg_pool2d(mask, side), scale_factor=side)
+    assert torch.equal(squares, mask), "both models draw into the same hole"
+    assert len({tuple(m.flatten().tolist()) for m in mask}) > 1, "every image has a mask of its own"
 
 
 # --- The released answer ---
