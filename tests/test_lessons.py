@@ -1,5 +1,5 @@
-"""The lessons' measurements: what they ask, what they count, and that they run to their picture with weights that know
-nothing."""
+"""The lessons' experiments: what they ask and count, and that each runs from its question to its table and figure."""
+import json
 import re
 from importlib import import_module
 
@@ -10,280 +10,185 @@ from PIL import Image
 
 import small
 
-unet, train = import_module("03_unet"), import_module("08_train")
-guided, inpainting, weaknesses = (import_module(f"lessons.{name}") for name in (
-    "guidance_compared", "inpainting_compared", "weaknesses"))
-tokenizer, sample = train.tokenizer, small.sample
+unet, judge = import_module("03_unet"), import_module("lessons.10_judge")
+NAMES = ("grid", "guidance", "inpainting", "own_images", "samplers", "story", "weaknesses")
+experiments = {name: import_module(f"lessons.experiments.{name}") for name in NAMES}
+common = import_module("lessons.experiments.common")
+guided, inpainting, weaknesses = (experiments[name] for name in ("guidance", "inpainting", "weaknesses"))
+FIGURES = small.ROOT / "lessons" / "figures"
+QUICK = {"grid": ["--n", 3], "guidance": ["--n", 2, "--seeds", 0, "--steps", 2],
+         "inpainting": ["--n", 4, "--seeds", 0, 1, "--steps", 2], "samplers": ["--n", 4, "--steps", 2, 3],
+         "story": [], "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2]}
 
 
-def weights(folder, scratch, **options):
-    """A folder of the tiny models and a judge, all with random weights."""
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """All kinds of tiny models and a judge, with random weights."""
+    folder = small.save_models(tmp_path_factory.mktemp("weights"), small.train.KINDS)
     torch.manual_seed(0)
-    unet.save_weights(folder / "judge-16.pt", train.Judge(train.JudgeConfig(16)), ceiling={})
-    return small.save_models(folder, scratch, **options)
+    unet.save_weights(folder / "judge-16.pt", judge.Judge(judge.JudgeConfig(16)), ceiling={"pair": (9, 10)})
+    return folder
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return tmp_path_factory.mktemp("scratch")
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory, scratch):
-    """A base model, its inpainting variant and a judge."""
-    return weights(tmp_path_factory.mktemp("weights"), scratch, kinds=("base", "inpaint"))
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Partial results of a test must not meet those of a reader."""
+    monkeypatch.setattr(common, "OUTPUTS", tmp_path / "outputs")
 
 
 def is_a_figure(path):
     with Image.open(path) as picture:
         width, spread = picture.width, np.asarray(picture.convert("L"), np.float32).std()
-    assert width >= 600 and spread > 5, "the figure is nearly empty"
+    assert width >= 600 and spread > 5, f"{path.name} is nearly empty"
+    return True
 
 
-# --- Two guides ---
-
-@pytest.fixture(scope="module")
-def with_clip(complete):
-    """… and a noised CLIP."""
-    clip = small.randomize(train.guidance.NoisedCLIP(small.clip_preset().network))
-    unet.save_weights(complete / "clip.pt", clip, size=16, difficulty="full",
-                      tokenizer=tokenizer.world_tokenizer().merges)
-    return complete
+def strict(path):
+    """A table as any reader of JSON reads it: NaN is no number there."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(f"{path} holds {word}"))
 
 
-def test_a_deaf_model_hears_no_caption_and_its_guide_does(with_clip):
-    """What CLIP draws alone is its own idea of the caption, and nobody else's."""
-    base, clip = (kind.load(with_clip / name) for kind, name in ((sample.Model, "base.pt"), (sample.Clip, "clip.pt")))
-    one, other = train.exam("pair", 2, seed=0)
+# --- What is asked and counted ---
 
-    def draw(scene, guide, scale):
-        return guided.drawn(base, clip, [scene], 0, {"guide": guide, "sampler": "ddpm", "scale": scale, "steps": "3"})
-
-    assert not torch.allclose(draw(one, "clip", 0), draw(other, "clip", 0), atol=1e-4), "the base model hears"
-    assert torch.equal(draw(one, "alone", 0), draw(other, "alone", 0)), "told nothing, it draws the same"
-    assert not torch.allclose(draw(one, "alone", 9), draw(other, "alone", 9), atol=1e-4), "but its guide hears"
-
-
-def test_real_pictures_are_right_and_vary_by_one(with_clip, capfd):
-    """With the shipped judge: what the measures say where the truth is known."""
-    judge, clip = train.load_judge(unet.WEIGHTS / "judge-16.pt"), sample.Clip.load(with_clip / "clip.pt")
-    exams = {seed: train.exam("easy single", 20, seed) for seed in (0, 1)}
-    found = guided.over_seeds(lambda scenes, seed: guided.real(scenes, seed, 16), exams, judge, clip)
-    assert set(found) == set(guided.MEASURES) and all(len(values) == 40 for values in found.values())
-    assert found["right"].mean() > 0.9 and found["log p"].mean() > -0.5 and found["CLIP"].abs().max() <= 100.1
-    copies = guided.over_seeds(lambda scenes, seed: guided.real(scenes, seed, 16)[:20].repeat(2, 1, 1, 1), exams, judge,
-                               clip)
-    assert copies["variety"].max() < 1e-3 < found["variety"].min(), "the same picture twice has no variety"
+def test_a_hole_hides_one_thing_of_a_pair_and_leaves_the_other():
+    edits = inpainting.Edits.make(("pair",), 12, 16, seed=5)
+    masks = [edits.masks[hole][:, 0].bool() for hole in ("half", "box", "border")]
+    for image, half, box, border in zip(edits.images, *masks):
+        ink = (image != image[:, :1, :1]).any(0)
+        thing, other = ink & ~half, ink & half
+        assert thing.any() and other.any(), "half an image holds one thing of two"
+        assert not (thing & (half | box | border)).any(), "what is to be drawn must not show through its hole"
+        assert (other & half & box & border).sum() == other.sum(), "the other thing stays whole"
 
 
-def test_guidance_compared_runs(with_clip, tmp_path, capfd):
-    guided.main([str(tmp_path / "guides.png"), "--n", "2", "--seeds", "0", "1", "--steps", "2",
-                 "--weights", str(with_clip)])
-    told = capfd.readouterr().out
-    for guide, scales in guided.SCALES.items():
-        for sampler in guided.SAMPLERS.values():
-            line = f"\n{guided.TITLES[guide]}, {sampler}, scale"
-            assert [scale for scale in scales if f"{line} {scale:g} " in told] == [*scales], told
-    assert "nan" not in told
-    is_a_figure(tmp_path / "guides.png")
-
-
-# --- Three ways to draw into a hole ---
-
-@pytest.fixture(scope="module")
-def edits():
-    return inpainting.Edits.of(("single", "pair"), 40, 16, 5)
-
-
-def inks(edits):
-    """The ink of the pictures that an Edits holds."""
-    return inpainting.inked(train.real_pictures(edits.scenes, 5), 16)
-
-
-def test_one_seed_is_one_set(edits):
-    again, other = (inpainting.Edits.of(("single", "pair"), 40, 16, seed) for seed in (5, 6))
-    assert again.scenes == edits.scenes and torch.equal(again.images, edits.images)
-    assert all(torch.equal(again.masks[hole], edits.masks[hole]) for hole in inpainting.HOLES)
-    assert other.scenes != edits.scenes
-    assert [scene.kind for scene in edits.scenes] == ["single"] * 20 + ["pair"] * 20
-
-
-def test_ink_is_where_a_thing_is(edits):
-    """Without ink there is background, in one colour to the last bit."""
-    for image, ink in zip(edits.images, inks(edits)):
-        bare = image[:, ~ink]
-        assert ink.any() and (bare == bare[:, :1]).all() and not (image[:, ink] == bare[:, :1]).all(0).any()
-
-
-def test_holes_hide_one_thing_and_leave_the_other(edits):
-    for i, (scene, ink) in enumerate(zip(edits.scenes, inks(edits))):
-        known = {hole: mask[i, 0].bool() for hole, mask in edits.masks.items()}
-        assert all(mask.any() and not mask.all() for mask in known.values()), "something to draw, and something around it"
-        assert known["half"].sum() == 128
-        if scene.kind == "single":
-            assert not (ink & known["box"]).any() and known["border"].sum() == 64
-            assert (ink & known["stroke"]).sum() <= 0.67 * ink.sum()
-            continue
-        thing, other = ink & ~known["half"], ink & known["half"]
-        assert thing.any() and other.any(), "a pair is cut between its things"
-        for hole in ("box", "half", "border"):
-            assert not (thing & known[hole]).any() and (other & known[hole]).sum() == other.sum(), hole
-        assert (thing & known["stroke"]).sum() <= 0.67 * thing.sum()
-
-
-def test_the_edge_of_a_true_picture_is_none_and_a_grey_hole_has_one(edits):
-    mask = edits.masks["half"]
-    grey = torch.where(mask.bool(), edits.images, torch.full_like(edits.images, 0.3))
-    plain = inpainting.edges(edits.images, edits.images, mask)
-    assert (plain[~plain.isnan()] == 0).all() and plain.isnan().float().mean() < 0.2
-    seen = inpainting.edges(grey, edits.images, mask)
-    assert seen[~seen.isnan()].mean() > 10
-
-
-def test_a_thing_that_touches_its_holes_edge_is_no_seam():
-    """The median along the edge: a seam runs along all of it, a thing covers some of it."""
+def test_a_thing_that_touches_the_edge_of_its_hole_is_no_seam():
+    """The median along the edge tells them apart: a seam runs along all of it, a thing covers a part."""
     image, mask = torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
     mask[:, :, 4:12, 4:12] = 0
     thing, seam = image.clone(), image.clone()
     thing[:, :, 4:12, 4:7], seam[:, :, 4:12, 4:12] = 1.0, 0.1
     assert inpainting.edges(thing, image, mask).item() == 0
     assert inpainting.edges(seam, image, mask).item() == pytest.approx(12.75)
+    assert inpainting.edges(image, image, mask).item() == 0, "the true image has no seam"
 
 
 @pytest.mark.parametrize("way", inpainting.WAYS)
-def test_each_way_keeps_what_is_known(way, edits, complete):
-    models, judge = inpainting.load(complete)
-    drawn, context = inpainting.fill(way, models[way], edits, "border", seed=0, steps="3", scale=2.0)
-    found = inpainting.examined(drawn, context, edits, "border", judge)
-    assert (found["left"] == 0).all(), "known pixels are exact in the end"
-    assert (context > 0).all(), "a network that knows nothing is corrected, and that is seen before it is"
-    assert all(len(values) == 40 for values in found.values())
+def test_in_the_end_the_known_pixels_are_exact(way, weights):
+    model = experiments["samplers"].sample.Weights(weights, inpaints=way == "fine-tune").load("base")
+    edits = inpainting.Edits.make(("single", "pair"), 4, 16, seed=0)
+    drawn, context = inpainting.fill(way, model, edits, "border", seed=0, steps="3", scale=2.0)
+    assert ((drawn - edits.images) * edits.masks["border"]).abs().max() == 0, f"{way} changes what is known"
+    assert (context > 0).all(), "what the network predicts there is measured before it is corrected"
 
 
-def test_what_is_right_is_right_in_every_question(edits):
-    """A judge that gives every wanted answer but one."""
-    wanted = train.labels(edits.scenes)
-    answers = wanted.clamp(min=0)
-    answers[3, 3] = (answers[3, 3] + 1) % len(tokenizer.COLORS)
-
-    def judge(x):
-        return [torch.nn.functional.one_hot(a, len(words)).float() for a, (_, words) in zip(answers.T, train.QUESTIONS)]
-
-    found = inpainting.examined(edits.images, torch.zeros(40), edits, "box", judge)
-    assert found["right"].sum() == 39 and not found["right"][3]
-    assert inpainting.verdict(found, 3) == "wrong: color" and inpainting.verdict(found, 4) == "right"
-
-
-@pytest.mark.parametrize("kinds", [("base",), ("base", "inpaint")])
-def test_inpainting_compared_runs(kinds, scratch, tmp_path, capfd):
-    folder = weights(tmp_path / "weights", scratch, kinds=kinds)
-    inpainting.main([str(tmp_path / "ways.png"), "--n", "2", "--seeds", "0", "1", "--steps", "2",
-                     "--weights", str(folder)])
-    told = capfd.readouterr().out
-    ways = [way for way in inpainting.WAYS if way != "fine-tune" or "inpaint" in kinds]
-    for hole in inpainting.HOLES:
-        assert [way for way in inpainting.WAYS if len(re.findall(rf"^{hole} +{way} ", told, re.M)) == 2] == ways, told
-    assert ("left out" in told) == (len(ways) == 2), "a missing way is told"
-    assert "nan" not in told
-    is_a_figure(tmp_path / "ways.png")
-
-
-# --- Weaknesses ---
-
-def rates(weakness, scenes, seen):
-    """The lines of a table, each as a fraction."""
-    return {line: hits / n for line, (hits, n) in
-            ((line, weaknesses.rate(*pair)) for line, pair in weakness(scenes, seen).items()) if n}
-
-
-@pytest.mark.parametrize("weakness, make", [(one, make) for make, some in weaknesses.EXAMS.values() for one in some])
+@pytest.mark.parametrize("weakness, make", [(one, make) for make, some in weaknesses.QUESTIONS for one in some])
 def test_a_faultless_model_makes_no_mistake(weakness, make):
-    """Also: every line that is drawn as a curve is a line of the table."""
     scenes = make(12, 0)
-    found = rates(weakness, scenes, train.labels(scenes).clamp(min=0))
-    mistakes = {line for line in found if "swapped" in line or "changed" in line or "instead" in line
-                or "different things" in line or re.fullmatch(r"“(\w+)” drawn as (?!\1)\w+", line)}
-    assert found == {line: 0.0 if line in mistakes else 1.0 for line in found}
-    assert set(weaknesses.PLOTTED[weakness.__name__]) <= set(found) and weakness.__name__ in weaknesses.TITLES
-
-
-def test_pairs_show_every_swap_and_ask_each_relation_as_often():
-    scenes = weaknesses.pairs(12, 0)
-    assert scenes == weaknesses.pairs(12, 0) != weaknesses.pairs(12, 1)
-    for scene in scenes:
-        one, other = scene.things
-        assert one.noun != other.noun and one.color != other.color
-        assert tokenizer.Scene.parse(scene.caption()) == scene
-    assert [scene.relation for scene in scenes] == 3 * list(tokenizer.RELATIONS)
+    shown = [scene.scene for scene in scenes] if make is weaknesses.denied else scenes
+    found = weakness(scenes, judge.labels(shown).clamp(min=0))
+    for line, (did, among) in found.items():
+        mistake = re.search("swapped|changed|instead", line) or re.fullmatch(r"“(\w+)” drawn as (?!\1)\w+", line)
+        assert did[among].float().mean() == (0 if mistake else 1), f"“{line}” of faultless images"
+    assert set(weaknesses.PLOTTED.get(weakness.__name__, ())) <= set(found), "a curve without a line in the table"
 
 
 @pytest.mark.parametrize("swapped", ["colours", "nouns", "things"])
 def test_swaps_are_told_apart(swapped):
     scenes = weaknesses.pairs(12, 0)
-    seen = train.labels(scenes).clamp(min=0)
+    seen = judge.labels(scenes).clamp(min=0)
     for part in {"colours": [weaknesses.COLORS], "nouns": [weaknesses.NOUNS]}.get(
             swapped, [weaknesses.COLORS, weaknesses.NOUNS]):
         seen[:, part] = seen[:, part].flip(1)
-    bound = rates(weaknesses.binding, scenes, seen)
-    assert bound["both nouns and both colours are there"] == 1 and bound[weaknesses.WHOLE] == 0
-    assert bound["each noun in its own colour"] == bound["own colours, if all four are there"] == (swapped == "things")
-    assert bound["colours swapped"] == (swapped == "colours") and bound["nouns swapped"] == (swapped == "nouns")
-    lie = rates(weaknesses.relations, scenes, seen)
-    assert lie["changed places"] == (swapped != "colours"), "which thing is which is told by the nouns"
-    assert lie["left or right, as said"] == lie["above or below, as said"] == (swapped == "colours")
+    rates = {line: did[among].float().mean() for weakness in (weaknesses.binding, weaknesses.relations)
+             for line, (did, among) in weakness(scenes, seen).items()}
+    assert rates["both nouns and both colours are there"] == 1 and rates["all that is said"] == 0
+    assert rates["each noun in its own colour"] == (swapped == "things"), "things that change places keep their colours"
+    assert rates["colours swapped"] == (swapped == "colours") and rates["nouns swapped"] == (swapped == "nouns")
+    assert rates["changed places"] == (swapped != "colours"), "which thing is which, the nouns alone tell"
 
 
-def test_what_is_no_pair_is_no_swap():
-    """Where one thing is drawn, the judge's answers about a second one mean nothing."""
-    scenes = weaknesses.pairs(12, 0)
-    seen = train.labels(scenes).clamp(min=0)
-    seen[:, weaknesses.LAYOUT] = 0
-    assert set(rates(weaknesses.binding, scenes, seen).values()) == {0.0}
-    assert rates(weaknesses.relations, scenes, seen) == {"both nouns are there": 0.0}, "and nothing is said of places"
+def test_what_guides_alone_is_heard_and_the_model_hears_nothing(weights):
+    loaded = experiments["samplers"].sample.Weights(weights, clip=True)
+    base, clip, (one, other) = loaded.load("base"), loaded.load("clip"), judge.eval_captions("pair", 2, 0)
+
+    def drawn(scene, *how):
+        return guided.drawn(base, clip, [scene], 0, "3", how)
+
+    assert not torch.allclose(drawn(one, "clip", "ddpm", 0), drawn(other, "clip", "ddpm", 0), atol=1e-4)
+    assert torch.equal(drawn(one, "alone", "ddpm", 0), drawn(other, "alone", "ddpm", 0)), "the model heard a caption"
+    assert not torch.allclose(drawn(one, "alone", "ddpm", 9), drawn(other, "alone", "ddpm", 9), atol=1e-4)
 
 
-def test_counts_are_a_confusion_table():
-    scenes = weaknesses.counts(5, 0)
-    assert [scene.count for scene in scenes] == 5 * [1, 2, 3]
-    seen = train.labels(scenes).clamp(min=0)
-    seen[seen[:, 0] == 1, 0] = 2                  # every two is drawn as three
-    found = rates(weaknesses.counting, scenes, seen)
-    assert found["“two” drawn as three"] == 1 and found["“two” drawn as two"] == found["“three” drawn as two"] == 0
-    assert found["“one” drawn as one"] == found["“three” drawn as three"] == 1
+# --- Tables ---
+
+def test_a_cell_is_a_number_with_its_interval():
+    rate = common.cell(torch.arange(60) < 42)
+    assert rate["n"] == 60 and [rate[name] for name in ("low", "value", "high")] == pytest.approx([0.575, 0.7, 0.801],
+                                                                                                  abs=1e-3)
+    assert common.percent(rate) == "70 (57–80)" and common.cell(torch.tensor([])) is None
+    mean = common.cell(torch.tensor([1.0, 3.0, torch.nan]))
+    assert mean["value"] == 2 and mean["n"] == 2, "what is no number does not count"
 
 
-def test_a_new_thing_is_compared_with_a_seen_one_of_its_noun():
-    scenes = weaknesses.singles(20, 0)
-    for new, seen in zip(scenes[:20], scenes[20:]):
-        (one,), (other,) = new.things, seen.things
-        assert (one.color, one.noun) in tokenizer.HELD_OUT and (other.color, other.noun) not in tokenizer.HELD_OUT
-        assert (one.noun, one.size, new.background) == (other.noun, other.size, seen.background)
+def test_an_interrupted_experiment_continues(tmp_path, weights):
+    args = common.parser("", "x", n=3).parse_args(["--out", str(tmp_path / "x.png"), "--weights", str(weights)])
+    assert common.Partial(args)("a", lambda: [1, 2]) == [1, 2]
+    assert common.Partial(args)("a", lambda: pytest.fail("this was measured before")) == [1, 2]
+    args.n = 4
+    assert common.Partial(args)("a", lambda: "anew") == "anew", "with other options it is another experiment"
 
 
-def test_what_is_denied_is_a_caption_behind_not():
-    scenes, captions = weaknesses.denied(5, 0)
-    assert len(scenes) == len(captions) == 5
-    assert all(tokenizer.Scene.parse(caption.removeprefix("not ")) == scene for scene, caption in zip(scenes, captions))
-    assert all(caption.startswith("not ") for caption in captions)
+# --- From the command line ---
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        experiments[name].main(["--help"])
+    assert end.value.code == 0 and "--redraw" in capsys.readouterr().out
+    doc = experiments[name].__doc__
+    assert f"python lessons/experiments/{name}.py" in doc and "\nFound:" in doc, "its command, and what it found"
+    assert (FIGURES / f"{name}.png").exists()
 
 
-def test_a_rate_of_nothing_is_no_number():
-    assert np.isnan(weaknesses.interval(0, 0)).all()
-    assert weaknesses.interval(5, 10)[0] == 0.5
+@pytest.mark.parametrize("name", QUICK)
+def test_it_leaves_a_table_and_a_figure_that_is_drawn_from_it(name, weights, tmp_path):
+    out, main = tmp_path / f"{name}.png", experiments[name].main
+    assert main([*map(str, QUICK[name]), "--weights", str(weights), "--out", str(out)]) == 0
+    assert is_a_figure(out) and f"lessons/experiments/{name}.py" in strict(out.with_suffix(".json"))["made"]["command"]
+    with Image.open(out) as image:
+        before = np.asarray(image)
+    out.unlink()
+    assert main(["--redraw", "--out", str(out), "--weights", str(tmp_path / "none")]) == 0, "it needs no model"
+    with Image.open(out) as image:
+        assert np.array_equal(before, np.asarray(image)), "the figure holds more than its table"
+    if name == "story":
+        sides = [np.asarray(Image.open(tmp_path / f"story-{k}.png").convert("RGB")) for k in (1, 2, 3)]
+        half = len(sides[0]) // 2
+        for before, after in zip(sides, sides[1:]):
+            changed = [not np.array_equal(before[r:r + half, c:c + half], after[r:r + half, c:c + half])
+                       for r in (0, half) for c in (0, half)]
+            assert sum(changed) == 1, "a turn draws into one quarter; the others stay as they are to the last bit"
 
 
-def test_weaknesses_runs(complete, tmp_path, capfd):
-    weaknesses.main([str(tmp_path / "weak.png"), "--n", "4", "--seeds", "0", "1", "--scales", "0", "3", "--steps", "2",
-                     "--weights", str(complete)])
-    told = capfd.readouterr().out
-    for weakness, lines in weaknesses.PLOTTED.items():
-        assert re.search(rf"^{weakness}, of \d+ ", told, re.M) and all(f"\n{line} " in told for line in lines), told
-    assert "negation, of 8 captions" in told and "all the same" in told and "Without a caption" in told and "nan" not in told
-    is_a_figure(tmp_path / "weak.png")
+def test_own_images_are_made_learned_and_drawn(weights, tmp_path, capsys, monkeypatch):
+    main, folder = experiments["own_images"].main, tmp_path / "images"
+    assert main(["make", str(folder)]) == 0 and len(list(folder.iterdir())) == 40
+    assert main(["make", str(folder)]) == 2 and "exists already" in capsys.readouterr().err
+    monkeypatch.setitem(small.train.PRESETS["tiny"], "base", small.preset())
+    assert main(["losses", str(folder), "--steps", "2", "--every", "2", "--out", str(tmp_path / "loss.png")]) == 0
+    for path in sorted(folder.iterdir())[6:]:     # three images are enough to draw
+        path.unlink()
+    monkeypatch.setattr(experiments["own_images"], "NEW", ("a cat",))
+    small.save_models(tmp_path, world="")
+    assert main(["draw", str(folder), "--weights", str(tmp_path), "--out", str(tmp_path / "drawn.png")]) == 0
+    assert is_a_figure(tmp_path / "drawn.png") and is_a_figure(tmp_path / "loss.png")
+    assert [row[0] for row in strict(tmp_path / "loss.json")["step, seen, left out"]] == [0, 2]
 
 
-def test_weights_of_single_things_are_refused_in_one_line(scratch, tmp_path):
-    folder = weights(tmp_path, scratch, difficulty="single", kinds=("base",))
-    with pytest.raises(SystemExit, match="single things only") as refusal:
-        weaknesses.main(["--weights", str(folder)])
-    assert "\n" not in str(refusal.value)
+@pytest.mark.parametrize("path", sorted(FIGURES.glob("*.json")), ids=lambda path: path.stem)
+def test_a_shipped_figure_has_its_table(path):
+    table = strict(path)
+    assert table["made"]["command"].startswith("python lessons/experiments/")
+    assert is_a_figure(path.with_suffix(".png"))
+    name = re.search(r"experiments/(\w+)\.py", table["made"]["command"])[1]
+    assert experiments[name].draw(table).axes, "a figure without a panel"

@@ -37,7 +37,7 @@ OUTPUTS = ROOT / "outputs"
 # --- Running -----------------------------------------------------------------------------------------
 
 def parser(doc, name, *, n=None, seeds=None):
-    """An ArgumentParser with the options that all experiments have. n, seeds: their defaults, None for no such option."""
+    """An ArgumentParser with the options that all experiments have; n and seeds are defaults, None: no such option."""
     p = argparse.ArgumentParser(description=doc.split("\n\n")[0], allow_abbrev=False, prog=f"{name}.py")
     p.add_argument("--out", type=train.path_name, default=OUTPUTS / f"{name}.png",
                    help=f"the figure; its table is written next to it, as .json (default: outputs/{name}.png)")
@@ -71,7 +71,7 @@ def complete(args, *, measure, draw, command):
         results.path.unlink(missing_ok=True)
     elif not path.exists():
         raise ValueError(f"there is no table {path}; leave --redraw out to measure one")
-    draw(json.loads(path.read_text(encoding="utf-8"))).savefig(args.out, dpi=100)
+    draw(json.loads(path.read_text(encoding="utf-8"))).savefig(args.out, dpi=100, bbox_inches="tight")
     print(f"wrote {args.out} and its table {path.name}")
 
 
@@ -125,7 +125,9 @@ def cell(values, *, rate=False):
 
 def percent(rate):
     """A cell of a rate as text: "62 (49–73)"."""
-    return "{:.0f} ({:.0f}–{:.0f})".format(*(100 * rate[name] for name in ("value", "low", "high"))) if rate else "none"
+    if rate is None:
+        return "none"
+    return "{:.0f} ({:.0f}–{:.0f})".format(*(100 * rate[name] for name in ("value", "low", "high")))
 
 
 def columns(cells, *names):
@@ -144,7 +146,7 @@ def to_text(image):
 
 
 def show(ax, image, *, title="", below="", width=26, size=11):
-    """An image, from `to_text` or PIL, in a matplotlib panel with its pixels as squares; None leaves the panel empty."""
+    """An image, from `to_text` or PIL, in a matplotlib panel, with its pixels as squares; None: an empty panel."""
     if image is None:
         ax.axis("off")
         return

@@ -11,9 +11,9 @@ CLIP alone takes for the caption. Two images are drawn of each caption. Four mea
   variety   the distance of a caption's two images in the judge's features, divided by that of real images. Wrong images
             differ too, so it means little where few are right
 
-Scale 1 of the one guide and scale 0 of the other are the same model without guidance, drawn once. The timesteps "ddim25"
-begin at 960, not at 999: there √ᾱ is nearly zero, and DDIM, which shifts x̂_0 after clipping, would divide CLIP's
-gradient by it.
+Scale 1 of the one guide and scale 0 of the other are the same model without guidance, drawn once. The timesteps
+"ddim25" begin at 960, not at 999: there √ᾱ is nearly zero, and DDIM, which shifts x̂_0 after clipping, would divide
+CLIP's gradient by it.
 
     python lessons/experiments/guidance.py                                             20 minutes on one core
     python lessons/experiments/guidance.py --redraw --out lessons/figures/guidance.png
@@ -41,8 +41,12 @@ COPIES = 2
 MEASURES = ("right", "log p", "CLIP", "variety")
 
 
-def drawn(base, clip, scenes, seed, steps, guide, sampler, scale):
-    """COPIES images of each scene's caption: [COPIES · n, 3, S, S]. A seed is the same noise for all guides."""
+def drawn(base, clip, scenes, seed, steps, how):
+    """COPIES images of each scene's caption: [COPIES · n, 3, S, S]. A seed is the same noise for all guides.
+
+    how  guide (of SCALES), sampler (of SAMPLERS) and scale
+    """
+    guide, sampler, scale = how
     captions, g = [scene.caption() for scene in scenes] * COPIES, torch.Generator().manual_seed(seed)
     process = diffusion.Diffusion.from_config(base.diffusion, steps)
     x_T = diffusion.gaussian(torch.empty(len(captions), 3, base.size, base.size), g)
@@ -107,7 +111,7 @@ def measure(args, partial):
     for guide, sampler in ((guide, sampler) for guide in SCALES for sampler in SAMPLERS):
         for scale in SCALES[guide]:
             how = ("free", sampler, 1) if (guide, scale) == ("clip", 0) else (guide, sampler, scale)
-            values = found(f"{how}", lambda scenes, seed: drawn(base, clip, scenes, seed, args.steps, *how))
+            values = found(f"{how}", lambda scenes, seed: drawn(base, clip, scenes, seed, args.steps, how))
             title = f"{TITLES[guide]}, {SAMPLERS[sampler]}, scale {scale:g}"
             rows.append({"guide": guide, "sampler": sampler, "scale": scale} | as_cells(title, values, distance))
     seed, scenes = next(iter(scenes_of.items()))
@@ -119,7 +123,7 @@ def examples(base, clip, reader, scenes, seed, steps):
     """One row a guide: its title, and for each caption an image with what CLIP and the judge say of it."""
     captions, rows = [scene.caption() for scene in scenes], []
     for guide, scale in SHOWN.items():
-        images = drawn(base, clip, scenes, seed, steps, guide, "ddpm", scale)[:len(scenes)]
+        images = drawn(base, clip, scenes, seed, steps, (guide, "ddpm", scale))[:len(scenes)]
         right, fits = judge.scores(reader, images, scenes)["all"], 100 * clip.similarity(images, captions)
         verdicts = [f"CLIP {fit:.1f}, {'right' if good else 'wrong'}" for fit, good in zip(fits.tolist(), right)]
         rows.append([f"{TITLES[guide]},\nscale {scale:g}", *zip(map(common.to_text, images), captions, verdicts)])

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -174,8 +175,8 @@ def measure(args, partial):
         cells = {name: common.cell(torch.tensor(sum((part[name] for part in parts), [])), rate=name == "right")
                  for name in MEASURES}
         table["holes"][hole][way] = cells
-        print(f"{hole:<8}{way:<11}{common.percent(cells['right']):>14}" + "".join(
-            "{value:>10.1f} ({low:.1f} to {high:.1f})".format(**cells[name]) for name in ("edge", "context")), flush=True)
+        texts = ("{value:.1f} ({low:.1f} to {high:.1f})".format(**cells[name]) for name in ("edge", "context"))
+        print(f"{hole:<8}{way:<11}{common.percent(cells['right']):>14}" + "".join(f"{text:>24}" for text in texts))
     return table | {"examples": examples(next(iter(sets.values())), {key: one[0] for key, one in found.items()})}
 
 
@@ -207,9 +208,10 @@ def draw(table):
             common.show(ax, image, title=title if row is table["examples"][0] else "", below=below, size=13)
     for ax, (name, title) in zip(right.subplots(len(MEASURES), 1), MEASURES.items()):
         for k, way in enumerate(WAYS):
-            means, lows, highs = map(torch.tensor, common.columns([found[way][name] for found in table["holes"].values()]))
-            ax.bar(torch.arange(len(HOLES)) + 0.27 * (k - 1), means, 0.25, yerr=torch.stack([means - lows, highs - means]),
-                   capsize=4, color=COLORS[way], label=WAYS[way])
+            cells = [found[way][name] for found in table["holes"].values()]
+            means, lows, highs = map(np.array, common.columns(cells))
+            ax.bar(np.arange(len(HOLES)) + 0.27 * (k - 1), means, 0.25, yerr=[means - lows, highs - means], capsize=4,
+                   color=COLORS[way], label=WAYS[way])
         ax.set_xticks(range(len(HOLES)), HOLES, size=14)
         ax.set_title(title, size=15)
         ax.tick_params(axis="y", labelsize=12)

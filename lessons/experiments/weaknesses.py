@@ -18,8 +18,8 @@ for mistakes. At scale 0 the caption is ignored, so what is right there is chanc
     python lessons/experiments/weaknesses.py                                           26 minutes on one core
     python lessons/experiments/weaknesses.py --redraw --out lessons/figures/weaknesses.png
 
-Found: of 750 pairs at scales 1 to 8 none has its colours or its things exchanged. This model fails at something else, at
-drawing two recognisable nouns at once on 16 pixels, and guidance of 2 helps most; negation it ignores.
+Found: of 750 pairs at scales 1 to 8 none has its colours or its things exchanged. This model fails at something else,
+at drawing two recognisable nouns at once on 16 pixels, and guidance of 2 helps most; negation it ignores.
 """
 import random
 import sys
@@ -174,6 +174,22 @@ def look(base, reader, scenes, seed, scale, steps):
     return judge.answer(reader, images).tolist()
 
 
+def tabulate(weakness, scenes, seen, scales):
+    """A weakness as a table, printed: {line: {"scales": [a cell each], "real": a cell, or None where none is asked}}.
+
+    seen  what the judge saw at each scale and, after those, in real images
+    """
+    found = [weakness(scenes, answers) for answers in seen]
+    heads = [f"scale {scale:g}" for scale in scales] + ["real"] * (len(seen) - len(scales))
+    print(f"\n{weakness.__name__}: % (95% interval)\n{'':<42}" + "".join(f"{head:>14}" for head in heads))
+    table = {}
+    for line in found[0]:
+        cells = [common.cell(did[among]) for did, among in (one[line] for one in found)]
+        print(f"{line:<42}" + "".join(f"{common.percent(cell):>14}" for cell in cells), flush=True)
+        table[line] = {"scales": cells[:len(scales)], "real": (cells + [None])[len(scales)]}
+    return table
+
+
 def measure(args, partial):
     """Prints every table as soon as it is known. -> the table"""
     base = sample.Weights(args.weights).load("base")
@@ -182,25 +198,19 @@ def measure(args, partial):
                          " python 08_train.py --world full")
     reader, tables = judge.judge_for(base.size, args.weights), {}
     for make, weaknesses in QUESTIONS:
-        scenes_of = {seed: make(args.n, seed) for seed in args.seeds}
-        scales = [*args.scales] if make is denied else [*args.scales, None]
-        seen = [torch.tensor(sum((partial(f"{make.__name__}, {seed}, {scale}", lambda: look(
-            base, reader, scenes, seed, scale, args.steps)) for seed, scenes in scenes_of.items()), []))
-            for scale in scales]
+        scenes_of, seen = {seed: make(args.n, seed) for seed in args.seeds}, []
+        for scale in args.scales if make is denied else [*args.scales, None]:
+            answers = [partial(f"{make.__name__}, {seed}, {scale}", lambda: look(base, reader, scenes, seed, scale,
+                                                                                args.steps))
+                       for seed, scenes in scenes_of.items()]
+            seen.append(torch.tensor(sum(answers, [])))
         for weakness in weaknesses:
-            lines = [weakness(sum(scenes_of.values(), []), answers) for answers in seen]
-            table = {line: [common.cell(one[line][0][one[line][1]]) for one in lines] for line in lines[0]}
-            print(f"\n{weakness.__name__}: % (95% interval)\n{'':<42}" + "".join(
-                f"{'real' if scale is None else f'scale {scale:g}':>14}" for scale in scales))
-            for line, cells in table.items():
-                print(f"{line:<42}" + "".join(f"{common.percent(one):>14}" for one in cells), flush=True)
-            tables[weakness.__name__] = {line: {"scales": cells[:len(args.scales)], "real": (cells[len(args.scales):] or
-                                                [None])[0]} for line, cells in table.items()}
+            tables[weakness.__name__] = tabulate(weakness, sum(scenes_of.values(), []), seen, args.scales)
     return {"n": args.n, "seeds": args.seeds, "steps": args.steps, "scales": args.scales, "tables": tables}
 
 
 def draw(table):
-    """One panel a weakness: rates against the scale in their 95% intervals; dashed, what the judge says of real images."""
+    """One panel a weakness: rates against the scale in their 95% intervals; dashed, the judge's of real images."""
     figure, scales = Figure(figsize=(15, 12), layout="constrained"), table["scales"]
     for ax, (weakness, names) in zip(figure.subplots(2, 2).flat, PLOTTED.items()):
         for name in names:
@@ -218,7 +228,7 @@ def draw(table):
         ax.tick_params(axis="y", labelsize=13)
         ax.set_title(TITLES[weakness], size=16)
         ax.grid(alpha=0.3)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, fontsize=13)    # below: lines cross everywhere
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, fontsize=13)    # below, clear of the lines
     return figure
 
 
