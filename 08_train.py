@@ -47,7 +47,7 @@ import time
 import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
@@ -81,9 +81,9 @@ OUTPUTS = Path(__file__).parent / "outputs"
 # to show what those weights took: 2.5 million steps of 2,048 images are five billion images for the base model
 # alone. The tiny base model sees 2,700 × 64 = 172,800, of a world that is smaller by as much; what the small presets do
 # otherwise (a larger rate, warm-up and decay, weights on the loss) gets there in minutes.
-def option(default, help):
-    """A field of a configuration that is also an option of the command line."""
-    return field(default=default, metadata={"help": help})
+def option(default, help, **more):
+    """A field of a configuration that is also an option of the command line; more is argparse's, such as choices."""
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,16 @@ class TrainConfig:
     decay: bool = option(False, "let the rate go down to zero; the papers keep it constant")
     ema: float = option(0.9999, "how slowly the average of the weights forgets")
     caption_dropout: float = option(0.2, "the fraction of captions that are replaced by the empty one")
-    weighting: str = option("eps", "of the timesteps: eps, v, middle or late, see 04")
+    weighting: str = option("eps", "of the timesteps, see 04", choices=("eps", "v", "middle", "late"))
     crop: int = option(0, "train the upsampler on squares of this many pixels; 0: on whole images")
     high_noise_fraction: float = option(0.0, "of a batch, drawn from the noisiest timesteps alone")
     canonical_first: bool = option(False, "say pairs one way first, see canonical_fraction")
     freeze: tuple = option((), "parts that stay as they begin, such as: text pool time down middle up")
 
     def __post_init__(self):
-        if not (self.steps > 0 and self.batch > 0 and 0 < self.lr < 1 and self.crop % 32 == 0):
-            raise ValueError("steps and batch are at least 1, lr is between 0 and 1, crop a multiple of 32")
+        fractions = self.text_lr, self.ema, self.caption_dropout, self.high_noise_fraction
+        if not (self.steps > 0 and self.batch > 0 and 0 < self.lr < 1 and all(0 <= x <= 1 for x in fractions)):
+            raise ValueError("steps and batch are at least 1; learning rates, ema and fractions are between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,9 @@ def read_table(path):
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, strict=True, skipinitialspace=True)
-            for row in table if path.suffix == ".csv" else map(json.loads, file):
+            for row in table if path.suffix == ".csv" else map(json.loads, filter(str.strip, file)):
                 name, known = first_text(row, FILE_KEYS), set(row) & set(CAPTION_KEYS)
-                if not (name and known) or None in (*row, *row.values()):
+                if not (name and known) or None in row or path.suffix == ".csv" and None in row.values():
                     raise ValueError(f"{[*row.values()]} under {[*row]}: need file, caption, quotes round commas")
                 rows.append((Path(name).as_posix(), first_text(row, CAPTION_KEYS)))
     except (csv.Error, ValueError, AttributeError, RecursionError) as e:
@@ -259,11 +260,11 @@ def folder_examples(root):
     """`pair_up` of a folder and those below it. Captions are in NAME.txt or NAME.json next to NAME.jpg, or in a table
     at the top (TABLES) with the columns file and caption. Names that begin with a dot are ignored."""
     rows = [row for table in TABLES if (root / table).is_file() for row in read_table(root / table)]
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    names = dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()))
     listed = {os.path.splitext(name)[0] for name, _ in [*rows, *((table, "") for table in TABLES)]}
     split = [(*os.path.splitext(name), (f"{root}/{name}", 0, MAX_BYTES)) for name in names if "/." not in f"/{name}"]
     entries, left_out = pair_up(file for file in split if file[0] not in listed)
-    there = [(name, (f"{root}/{name}", 0, MAX_BYTES), "", caption) for name, caption in rows if name in set(names)]
+    there = [(name, (f"{root}/{name}", 0, MAX_BYTES), "", caption) for name, caption in rows if name in names]
     return entries + there, left_out + Counter({"a listed file that is not there": len(rows) - len(there)})
 
 
@@ -272,21 +273,19 @@ def shard_examples(path):
 
     An archive is a stranger's. What is not a plain file is ignored; what is whole before a cut or damage is used.
     """
-    files, damaged = [], Counter({"a shard that is damaged or cut off": 1})
-    try:
-        with tarfile.open(path, "r:") as tar:    # "r:": no decompression
-            for member in tar:
-                tar.members = []                 # tarfile would keep them all
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if member.isreg() and not member.issparse() and stem:
-                    place = (str(path), member.offset_data, min(member.size, MAX_BYTES))
-                    files.append((f"{folder}/{stem}", f".{suffix}", place))
-            tar.fileobj.seek(tar.offset)         # tarfile takes damage for the end; a true end is a block of zeros
-            if tar.fileobj.read(512) == bytes(512):
-                damaged.clear()
-    except (tarfile.TarError, OSError, ValueError, OverflowError):
-        pass
+    files, size, damaged = [], path.stat().st_size, Counter({"a shard that is damaged or cut off": 1})
+    # "r:" is a tar file that is not compressed.
+    with suppress(tarfile.TarError, OSError, ValueError, OverflowError), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            tar.members = []                 # tarfile would keep them all
+            folder, _, name = member.name.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            if member.isreg() and not member.issparse() and stem and member.offset_data + member.size <= size:
+                place = (str(path), member.offset_data, min(member.size, MAX_BYTES))
+                files.append((f"{folder}/{stem}", f".{suffix}", place))
+        tar.fileobj.seek(tar.offset)         # tarfile takes damage for the end; a true end is a block of zeros
+        if tar.fileobj.read(512) == bytes(512):
+            damaged.clear()
     entries, left_out = pair_up(files)
     return entries, left_out + damaged
 
@@ -296,8 +295,7 @@ def make_index(folder, path):
 
     A shard's is made once, from its headers, and again if the shard changes.
     """
-    stat = path.stat()
-    key = zlib.crc32(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    key = zlib.crc32(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     index = Path(folder) / f"{path.name}-{key:08x}.jsonl"
     if path.is_dir() or not index.exists():
         entries, left_out = (folder_examples if path.is_dir() else shard_examples)(path)
@@ -331,9 +329,9 @@ class OwnImages(Dataset):
         paths = [Path(path).expanduser() for path in paths]
         if wrong := [path for path in paths if not (path.is_dir() or path.is_file() and path.suffix.lower() == ".tar")]:
             raise ValueError(f"--data {wrong[0]} is neither a folder nor a .tar file that is there")
-        shards = [shard for path in paths for shard in sorted(path.rglob("*.tar"))]
+        sources = [source for path in paths for source in sorted(path.glob("**/*.tar")) or [path]]
         with ThreadPoolExecutor(8) as pool:
-            self.indexes = list(pool.map(partial(make_index, index), shards or paths))
+            self.indexes = list(pool.map(partial(make_index, index), sources))
         counts, left_out = zip(*(json.loads(path.open().readline()) for path in self.indexes))
         self.ends, self.left_out = np.cumsum(counts), sum(map(Counter, left_out), Counter())
         if not len(self):
@@ -367,13 +365,11 @@ class OwnImages(Dataset):
         reasons = []
         rng = tokenizer.seeded_rng("square", self.seed, position)
         place_of_square = (rng.random(), rng.random()) if self.random_crop else (0.5, 0.5)
-        for candidate in range(position, position + min(len(self), 1000)):
+        for candidate in range(position, position + min(2 * len(self), 1000)):
             name, place, *caption = self.example(candidate)
-            text = read_caption(*caption)
-            try:
+            text, image = read_caption(*caption), None
+            with suppress(Exception):   # damaged bytes take decoders by surprise: struct.error, IndexError, …
                 image = inpaint.open_image(io.BytesIO(read_place(*place)), formats=FORMATS, near=self.size)
-            except Exception:   # damaged bytes take decoders by surprise: struct.error, IndexError, zlib.error, …
-                image = None
             if text and image and min(image.size) >= self.size:      # enlarged, it would teach that things are blurred
                 square = ImageOps.fit(image, (self.size, self.size), Image.LANCZOS, centering=place_of_square)
                 return torch.from_numpy(np.array(square)).permute(2, 0, 1), text, text, reasons      # H W C -> C H W
@@ -390,7 +386,7 @@ class ComputeConfig:
     random numbers, are shared out among parts and processes, and their gradients are averaged before the step."""
 
     device: str = option("cpu", "where: cpu, cuda, cuda:1, mps (default: cuda where it is)")
-    dtype: str = option("auto", "of matrix products: float32, bfloat16, or auto, bfloat16 where it is fast")
+    dtype: str = option("auto", "of matrix products; auto: bfloat16 if fast", choices=("auto", "float32", "bfloat16"))
     grad_accum: int = option(1, "the batch goes through in this many parts, whose gradients are added up: less memory")
     activation_checkpointing: bool = option(False, "blocks are computed again on the way back: much less memory")
     compile: str = option("", "torch.compile with this backend, such as inductor")
@@ -442,8 +438,12 @@ class Trainer:
                  init_from=None):
         self.preset, self.seed, self.compute, self.device = preset, seed, compute, compute.device
         config, (self.rank, self.ranks) = preset.train, rank_and_world_size()
-        if config.batch % (self.ranks * compute.grad_accum):
-            raise ValueError(f"a batch of {config.batch} is no multiple of {self.ranks} processes × --grad-accum")
+        if compute.grad_accum < 1 or config.batch % (self.ranks * compute.grad_accum):
+            raise ValueError(f"a batch of {config.batch} is no multiple of {self.ranks} processes × --grad-accum parts")
+        if compute.shard and not dist.is_initialized():
+            raise ValueError("--shard divides the weights among several processes: start them with torchrun")
+        if config.crop and ("upsampler" not in preset.kind or config.crop not in range(32, preset.size + 1, 32)):
+            raise ValueError(f"--crop is for upsamplers, and a multiple of 32 that is at most {preset.size}")
         self.indices = range(self.rank, config.batch, self.ranks)      # this process's places in every batch
         self.world, self.words = "" if data else world, words or tokenizer.world_tokenizer()
         self.data = data or diffusion.LittleWorld(
@@ -455,6 +455,8 @@ class Trainer:
         torch.manual_seed(seed)         # the first weights
         self.model = load_initial(init_from, preset) if init_from else build_network(preset.network)
         self.model.to(self.device).train()
+        if unknown := set(config.freeze) - {name for name, _ in self.model.named_children()}:
+            raise ValueError(f"--freeze: this network has no part {', '.join(sorted(unknown))}")
         for name, p in self.model.named_parameters():       # before there is an optimiser to hear of these
             p.requires_grad_(name.split(".")[0] not in config.freeze)
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
@@ -509,7 +511,7 @@ class Trainer:
         """The batches from this step on, prepared ahead by threads (decoding an image lets other threads run)."""
         with ThreadPoolExecutor(max(1, self.compute.workers)) as pool:
             ahead = deque(pool.submit(self.batch, self.step + i) for i in range(self.compute.workers))
-            for step in count(self.step + self.compute.workers):
+            for step in count(self.step + len(ahead)):
                 ahead.append(pool.submit(self.batch, step))
                 yield ahead.popleft().result()
 
@@ -526,8 +528,7 @@ class Trainer:
             # Matrix products and convolutions are in bfloat16; weights, gradients and answers stay float32. Adam
             # changes a weight by about the rate, 1e-4, and bfloat16 holds a weight of 0.1 in steps of 0.0005.
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-                part = {name: value.chunk(parts)[i] for name, value in batch.items()}
-                part_loss = self.loss(part).mean() / parts
+                part_loss = self.loss({name: value.chunk(parts)[i] for name, value in batch.items()}).mean() / parts
             part_loss.backward()
             loss += part_loss.detach()
         # All gradients together, as one vector, are at most 1 long: Adam remembers the squares of the last thousand
@@ -597,9 +598,8 @@ class CLIPTrainer(Trainer):
         x0, t = diffusion.downsample(images, self.preset.size), self.timesteps(step)
         noise = diffusion.gaussian(x0, [diffusion.seeded_generator(self.seed, step, i) for i in self.indices])
         words = guidance.encode_clip(captions, self.words, self.preset.network.text.context)
-        said, shows = ([guidance.statements(text, self.world) for text in texts] for texts in (captions, shown))
-        return {"x": self.process.q_sample(x0, t, noise), "t": t, "said": torch.tensor(said),
-                "shows": torch.tensor(shows), **words}, reasons
+        said, shows = (torch.tensor([guidance.statements(s, self.world) for s in texts]) for texts in (captions, shown))
+        return {"x": self.process.q_sample(x0, t, noise), "t": t, "said": said, "shows": shows, **words}, reasons
 
     def loss(self, batch):
         """The losses of the whole batch, [B]: each process knows all the answers, and has a gradient for its own."""
@@ -620,15 +620,15 @@ def train(preset, out, *, resume=False, save_every=200, max_bad=0.05, made=None,
 
     Ctrl-C and SIGTERM finish the step, save and leave. Under torchrun all processes call this together.
     """
-    if not resume and (out / "log.jsonl").exists():
+    if not resume and checkpoints(out):
         raise ValueError(f"{out} holds a run already; --resume continues it, another --out begins a new one")
-    out.mkdir(parents=True, exist_ok=True)
     trainer = (CLIPTrainer if preset.kind == "clip" else Trainer)(preset, **options)
     if resume:
         load_checkpoint(trainer, out)
-        # The log may be ahead of the checkpoint: those steps will be made again.
+    if trainer.rank == 0:      # the log may be ahead of the checkpoint: those steps will be made again
         lines = [json.dumps(line) + "\n" for line in read_log(out / "log.jsonl") if line["step"] <= trainer.step]
-        (out / "log.jsonl").write_text("".join(lines))
+        with unet.atomic_write(out / "log.jsonl") as file:
+            file.write_text("".join(lines))
     began = trainer.step
     with stop_signals() as signals, closing(trainer.batches()) as batches:
         while trainer.step < preset.train.steps:
@@ -679,10 +679,10 @@ WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 def run_config(trainer):
     """Which run this is, as one flat dictionary: continued with other values it would be no run of either."""
-    preset = trainer.preset
+    preset, data = trainer.preset, trainer.data
     parts = asdict(preset.network) | asdict(preset.diffusion) | asdict(preset.train)
-    return parts | {"world": trainer.world, "seed": trainer.seed, "tokenizer": trainer.words.merges,
-                    "number of examples": 0 if trainer.world else len(trainer.data)}
+    own = {"number of examples": len(data), "random_crop": data.random_crop} if isinstance(data, OwnImages) else {}
+    return parts | own | {"world": trainer.world, "seed": trainer.seed, "tokenizer": trainer.words.merges}
 
 
 def save(trainer, out, made):
@@ -692,7 +692,7 @@ def save(trainer, out, made):
     still be there. A full disk does not end the run: it is said, and tried again next time.
     """
     if trainer.nonfinite:
-        return
+        return log_once(f"not saved at step {trainer.step}, whose loss is not finite")
     # All processes gather and draw together; the first one has the results then.
     model, optimizer = dcp.get_state_dict(trainer.model, trainer.optimizer, options=WHOLE)
     state = {"model": model, "optimizer": optimizer, "ema": dcp.get_model_state_dict(trainer.ema, options=WHOLE),
@@ -714,7 +714,7 @@ def save(trainer, out, made):
         if drawn:
             drawn.save(out / "samples.png")
         save_curve(read_log(out / "log.jsonl"), out / "loss.png")
-        for old in checkpoints(out)[:-2]:
+        for old in [*checkpoints(out)[:-2], *out.glob("checkpoint-*.tmp")]:     # .tmp: a killed process left it
             old.unlink()
     except OSError as e:
         log_once(f"not saved at step {trainer.step}: {e}; the run continues, and what was saved before stays")
@@ -730,9 +730,9 @@ def load_checkpoint(trainer, out):
         raise ValueError(f"no checkpoint in {out}; leave --resume out to begin a run")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        other = [name for name in mine if saved["run"].get(name) != mine[name]]
     except Exception as e:   # torch.load fails in many ways on bytes that are not its own
         raise ValueError(f"{path} is damaged ({type(e).__name__}); remove it: --resume takes the one before") from None
-    other = [name for name in mine if saved["run"].get(name) != mine[name]]
     if other == ["steps"]:
         log_once(f"{saved['run']['steps']} steps become {mine['steps']}: a rate that decays follows the new number")
     elif other:
@@ -790,7 +790,7 @@ def parallelize(model, ema, compute):
             if isinstance(part, BLOCKS):
                 fully_shard(part)
         fully_shard(model)
-        fully_shard(ema)
+        fully_shard(ema, reshard_after_forward=True)     # drawing has no way back, which would let go of them
     elif dist.is_initialized():
         return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     return model
@@ -820,8 +820,6 @@ def draw_samples(trainer):
     process = diffusion.Diffusion.from_config(preset.diffusion, "fast27" if large else "25")
     denoiser = denoiser if large else guidance.classifier_free(denoiser, 3)
     drawn = process.ddim_sample(denoiser, diffusion.gaussian(known, g).to(trainer.device), **cond)
-    if trainer.compute.shard:            # drawing has no way back, which lets go of the weights that were gathered
-        trainer.ema.reshard()
     known = known * cond["inpaint_mask"].cpu() if "inpaint" in preset.kind else known
     pairs = torch.stack([known, drawn.cpu()], 1).flatten(0, 1)
     return diffusion.image_grid(pairs, columns=8, zoom=max(1, 128 // preset.size))
@@ -834,7 +832,10 @@ def save_curve(lines, path):
     that goes flat does not mean that nothing is learned: images improve long after.
     """
     from matplotlib.figure import Figure        # here, so that importing this file stays quick
-    steps, losses = np.array([(line["step"], line["loss"]) for line in lines if line["loss"] is not None]).T
+    finite = [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
+    if not finite:
+        return
+    steps, losses = np.array(finite).T
     window = max(1, min(25, len(losses) // 4))
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log", title=f"loss, and the mean of {window} batches")
@@ -850,11 +851,8 @@ def log_step(trainer, out, metrics, seconds):
                "images_per_second": round(trainer.preset.train.batch / seconds, 1)}
     last = metrics.pop("stop") or step == steps
     if last or step % max(1, steps // 5000) == 0:
-        try:
-            with open(out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
-        except OSError as e:
-            log_once(f"step {step} is missing in {out / 'log.jsonl'}: {e}")
+        with suppress(OSError), open(out / "log.jsonl", "a", encoding="utf-8") as file:    # a full disk: `save` says so
+            file.write(json.dumps(metrics) + "\n")
     if live or last or step % max(1, steps // 200) == 0:
         told = "".join(f"  {name} {metrics[name]}" for name in ("loss", "images_per_second", "skipped", "bad"))
         left = (steps - step) * trainer.seconds / step / 60
@@ -862,9 +860,9 @@ def log_step(trainer, out, metrics, seconds):
 
 
 def read_log(path):
-    """The lines of a log.jsonl, [] if there is none. A power cut may have left half a line at its end."""
+    """The lines of a log.jsonl, [] if there is none. A power cut or a full disk may have left parts of lines."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return [json.loads(line) for line in lines if line.endswith("}") and line.rfind("{") == 0]
 
 
 def log_once(text):
@@ -885,7 +883,7 @@ def add_options(parser, config):
     for item in fields(config):
         kind, name = type(item.default), item.name.replace("_", "-")
         how = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"nargs": "*"}}.get(kind, {"type": kind})
-        parser.add_argument(f"--{name}", help=item.metadata["help"], default=argparse.SUPPRESS, **how)
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, **how, **item.metadata)
 
 
 def given(args, config):
@@ -964,10 +962,12 @@ def run(command, args, name):
         if isinstance(e, (RuntimeError, AssertionError)) and not yours:
             raise
         error = str(e).strip().partition("\n")[0] or type(e).__name__
+        error += "; a smaller --batch needs less" * ("memory" in error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    print(f"{name}, process {os.environ.get('RANK', 0)}: {error}", file=sys.stderr, flush=True)
+    who = f"{name}, process {os.environ['RANK']}" if "RANK" in os.environ else name
+    print(f"{who}: {error}", file=sys.stderr, flush=True)
     return 130 if error == "KeyboardInterrupt" else 2
 
 
