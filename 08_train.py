@@ -515,9 +515,10 @@ class Trainer:
                 ahead.append(pool.submit(self.batch, step))
                 yield ahead.popleft().result()
 
-    def train_step(self, batch, stop=False):
+    def train_step(self, batch, stop=()):
         """Ask, compare, correct: one step of all processes together. -> {"loss", "grad_norm", "stop", "bad"}
 
+        stop  not empty, when the gradients are there, if this process is to stop after this step
         A step whose loss or gradient is not finite is skipped: weights, average and Adam's memory stay as they were.
         Raises ValueError after MAX_NONFINITE such steps in a row.
         """
@@ -536,7 +537,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         norm = norm.full_tensor() if self.compute.shard else norm
         # One vector, summed over the processes and read once, so that all of them take the same decisions.
-        vector = torch.stack([loss, torch.full_like(loss, stop), torch.full_like(loss, self.bad.total())])
+        vector = torch.stack([loss, torch.full_like(loss, bool(stop)), torch.full_like(loss, self.bad.total())])
         if self.ranks > 1:
             dist.all_reduce(vector)
         loss, stop, bad, norm = torch.cat([vector, norm[None]]).tolist()
@@ -635,7 +636,7 @@ def train(preset, out, *, resume=False, save_every=200, max_bad=0.05, made=None,
             start = time.time()
             batch, reasons = next(batches)
             trainer.bad.update(reason for reason, _ in reasons)
-            metrics = trainer.train_step(batch, stop=bool(signals))
+            metrics = trainer.train_step(batch, stop=signals)
             seen = metrics["bad"] + (trainer.step - began) * preset.train.batch
             if seen >= 100 and metrics["bad"] > max_bad * seen:
                 raise ValueError(f"{metrics['bad']} of {seen} examples are bad (--max-bad): {counted(trainer.bad)}")
@@ -736,7 +737,7 @@ def load_checkpoint(trainer, out):
     if other == ["steps"]:
         log_once(f"{saved['run']['steps']} steps become {mine['steps']}: a rate that decays follows the new number")
     elif other:
-        raise ValueError(f"{path} is of a run with another {other[0]}; give the same options, or another --out")
+        raise ValueError(f"{path} is of a run with another {other[-1]}; give the same options, or another --out")
     dcp.set_state_dict(trainer.model, trainer.optimizer, model_state_dict=saved["model"],
                        optim_state_dict=saved["optimizer"], options=WHOLE)
     dcp.set_model_state_dict(trainer.ema, saved["ema"], options=WHOLE)
