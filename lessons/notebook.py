@@ -6,8 +6,8 @@ A notebook begins with these lines, which work from any folder of the project:
     sys.path += map(str, [pathlib.Path.cwd(), *pathlib.Path.cwd().parents])
     from lessons.notebook import *
 
-After them `tokenizer`, `transformer`, `unet`, `diffusion`, `guidance`, `inpaint`, `upsample`, `train` and `sample` are the
-modules 01 to 09, `torch`, `np` and `plt` are what they are called everywhere, and `show` draws images.
+After them `tokenizer`, `transformer`, `unet`, `diffusion`, `guidance`, `inpaint`, `upsample`, `train` and `sample` are
+the modules 01 to 09, `torch`, `np` and `plt` are what they are called everywhere, and `show` draws images.
 """
 import sys
 import textwrap
@@ -46,8 +46,8 @@ def show(images, titles=(), *, columns=6, title="", size=1.7):
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     lines = max((len(textwrap.wrap(text, 20)) for text in titles), default=0)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, rows * (size + 0.2 * lines) + 0.4 * bool(title)),
-                                squeeze=False)
+    height = rows * (size + 0.2 * lines) + 0.4 * bool(title)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height), squeeze=False)
     for i, ax in enumerate(axes.flat):
         ax.axis("off")
         if i < len(images):

@@ -477,7 +477,7 @@ def test_a_batch_has_timesteps_from_the_first_to_the_last(fraction):
     assert t.min() == 0 and t.max() == 999, "both ends are drawn: an off-by-one would never train the last timestep"
     late = (t >= 600).float().mean()
     expected = 0.4 * (1 - fraction) + fraction
-    assert abs(late - expected) < 0.02, f"{late:.2f} of the timesteps are of the noisiest two fifths, not {expected:.2f}"
+    assert abs(late - expected) < 0.02, f"{late:.2f} of them are of the noisiest two fifths, not {expected:.2f}"
     stretches = torch.histc(t[:, :int(64 * (1 - fraction))].float(), 10, 0, 1000)
     assert stretches.max() / stretches.min() < 1.2, "apart from that, each timestep is as likely as any other"
 
