@@ -214,7 +214,7 @@ def read_caption(suffix, source):
     try:
         text = read_place(*source).decode("utf-8-sig") if suffix else source     # -sig: some editors mark a beginning
         text = first_text(json.loads(text), CAPTION_KEYS) if suffix == ".json" else tidy(text)
-        return text.encode() and text     # JSON can spell half a character, "\ud800", that no tokenizer takes
+        return text if text.encode() else ""     # JSON can spell half a character, "\ud800", that no tokenizer takes
     except (OSError, AttributeError, RecursionError, ValueError):
         return ""
 
@@ -246,7 +246,7 @@ def pair_up(files):
     for name, group in groups.items():
         images = [place for suffix, place in group if suffix in IMAGES]
         captions = sorted((file for file in group if file[0] in CAPTIONS), reverse=True)
-        others = [f"a {suffix} file" for suffix, _ in group if suffix not in IMAGES + CAPTIONS]
+        others = [f"a {suffix or 'suffixless'} file" for suffix, _ in group if suffix not in IMAGES + CAPTIONS]
         if len(images) == 1 and captions:
             entries.append((name, images[0], *captions[0]))
         elif images:
