@@ -594,13 +594,8 @@ def command(args):
         raise ValueError(f"--out {out} must end in .png")
     with new_file(out, free=not args.out) as out, new_file(out.with_name(f"{out.stem}-steps.png"), free=True) as strip:
         print(", ".join([repr(args.prompt), f"seed {seed}", *(f"{name} {value}" for name, value in changes.items())]))
-        try:
-            images = generate(args.prompt, weights, n=args.n, seed=seed, rerank=args.rerank, known=known, init=init,
-                              callback=progress, upsampler_steps=args.upsampler_steps, **changes)
-        except RuntimeError as e:      # CUDA's OutOfMemoryError is a kind of it, and a CPU has none of its own
-            if "memory" not in str(e):
-                raise
-            raise ValueError("out of memory; try --batch 1, or --dtype bfloat16") from None
+        images = generate(args.prompt, weights, n=args.n, seed=seed, rerank=args.rerank, known=known, init=init,
+                          callback=progress, upsampler_steps=args.upsampler_steps, **changes)
         if known:
             images = torch.stack([known.composite(image) for image in images])
         zoom = max(1, 512 // (images.shape[3] * min(args.n, 2)))      # so that pixels show as squares
