@@ -203,7 +203,7 @@ def clip_config(image, text):
 
 def one_line(error):
     """An error's first sentence: torch may say a page, and advise what is unsafe with a file from strangers."""
-    return " ".join(str(error).split())[:200].split(". ")[0]
+    return " ".join(str(error).split()).split(". ")[0][:400]
 
 
 def load_renamed(part, sd):
@@ -288,7 +288,7 @@ def read_released(path):
         load_renamed(parts_of(blank(config_of(kind)))[KINDS[kind].index(name) - 1], sd)
         return sd
     except Exception as e:
-        raise ValueError(f"{path} is not OpenAI's {name}, fetch it anew: {one_line(e)}") from None
+        raise ValueError(f"{path} is not OpenAI's {name} ({one_line(e)}), which is at {ADDRESSES[name]}") from None
 
 
 def fetch(name, folder, mirror=None, timeout=30):
@@ -317,7 +317,7 @@ def fetch(name, folder, mirror=None, timeout=30):
     except Exception as e:
         if isinstance(e, ValueError) or getattr(e, "code", None) == 416:   # something else, or longer than the file
             part.unlink(missing_ok=True)
-        raise ValueError(f"{url} could not be fetched ({e}): check address, network and disk, then try again") from None
+        raise ValueError(f"no {name} from {url} ({one_line(e)}): check network and disk, and try again") from None
     part.replace(folder / name)                                  # in one step: nobody sees half a file of that name
 
 
