@@ -786,10 +786,10 @@ def parallelize(model, ema, compute):
     if compute.shard:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
         for part in [*model.modules(), *ema.modules()]:
-            if isinstance(part, unet.TextAttention):      # its weights are wanted there too, not in `forward` alone
-                register_fsdp_forward_method(part, "project_text")
             if isinstance(part, BLOCKS):
                 fully_shard(part)
+            if isinstance(part, unet.TextAttention):      # its weights are wanted there too, not in `forward` alone
+                register_fsdp_forward_method(part, "project_text")     # of a module that is divided already
         fully_shard(model)
         fully_shard(ema, reshard_after_forward=True)     # drawing has no way back, which would let go of them
     elif dist.is_initialized():

@@ -1,10 +1,9 @@
-"""What test_08_many.py has several processes do together, started by torchrun: python -m torch.distributed.run many.py OUT.
+"""What test_08_many.py has several processes do together: python -m torch.distributed.run … tests/many.py OUT.
 
 Every experiment trains a small model for three steps of the same twelve examples, however many processes share them,
-and leaves in OUT what the first process saw: the losses, the norms of the gradients, and the weights.
+and leaves in OUT what the first process saw: losses, lengths of gradients, and the averaged weights.
 """
 import json
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,99 +14,98 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from PIL import Image  # noqa: E402
 
-unet, guidance, train = import_module("03_unet"), import_module("05_guidance"), import_module("08_train")
-BATCH, STEPS = 12, 3
-# name -> the model, and how the sums are done
-EXPERIMENTS = {"base": ("base", {}), "parts": ("base", {"parts": 2}), "shard": ("base", {"shard": True}),
-               "shard in parts": ("base", {"shard": True, "parts": 2}), "frozen": ("inpaint", {}),
-               "inpaint-upsampler": ("inpaint-upsampler", {}), "clip": ("clip", {}), "shard a clip": ("clip", {"shard": True}),
-               "pictures": ("base", {"shard": True})}
+train = import_module("08_train")
+STEPS = 3
+# name -> what is trained, and how it is computed
+EXPERIMENTS = {
+    "base": ("base", {}), "base in parts": ("base", {"grad_accum": 2}), "base in pieces": ("base", {"shard": True}),
+    "pieces and parts": ("base", {"shard": True, "grad_accum": 2}),
+    "pieces, recomputed": ("base", {"shard": True, "activation_checkpointing": True}),
+    "frozen": ("inpaint", {}), "clip": ("clip", {}), "clip in pieces": ("clip", {"shard": True})}
+SAVED = "base in pieces"        # this one is saved after two steps, and goes on as any other
 
 
-def pictures_in(folder):
-    """Forty files and their captions, and a function that reads them, as a Run takes it."""
-    if not (folder / "39.txt").exists():
-        folder.mkdir()
-        pictures, captions, _ = train.diffusion.world_pictures(40, seed=1)
-        for i, (picture, caption) in enumerate(zip(pictures, captions)):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-            (folder / f"{i}.txt").write_text(caption)
-
-    def read(*, batch, reader, state):
-        return train.Pictures(folder, train.DataConfig(16, batch), reader=reader, state=state)
-    return read
-
-
-def trainer_of(name, folder, **work):
-    """A run in float32, so that two of them differ by the order of their sums and nothing else."""
-    kind, how = EXPERIMENTS[name][0], dict(batch=BATCH, steps=STEPS, warmup=0, lr=1e-3)
-    work = train.Work(bf16=False, **work)
-    if name == "pictures":
-        return train.Trainer(small.preset(**how), seed=5, pictures=pictures_in(folder / "forty"), work=work)
-    if kind == "clip":
-        return train.CLIPTrainer(small.clip_preset(**how), seed=5, difficulty="full", work=work)
-    return train.Trainer(small.preset(kind, **how), seed=5, difficulty="full", work=work)
+def exactly():
+    """No rounding of what a step tells, and no pictures, which take longer than the steps."""
+    train.round = lambda value, digits: value
+    train.draw_samples = lambda trainer: Image.new("RGB", (8, 8))
 
 
 def start(kind, folder):
     """A weight file with random weights: a fresh U-Net answers zero, and most of its gradients are zero too."""
-    path = folder / f"{kind}.pt"
+    path = folder / f"start-{kind}.pt"
     if not path.exists():
-        preset = small.clip_preset() if kind == "clip" else small.preset(kind)
-        network = (guidance.NoisedCLIP if kind == "clip" else unet.UNet)(preset.network)
-        unet.save_weights(path, small.randomize(network))
+        small.save_model(path, small.preset(kind))
     return path
 
 
+def trainer_of(kind, folder, compute):
+    """A Trainer in float32: only the order in which numbers are added up may differ between two of them."""
+    preset = small.preset(kind, batch=12, steps=STEPS, warmup=0, lr=1e-3)
+    return (train.CLIPTrainer if kind == "clip" else train.Trainer)(
+        preset, world="full", seed=5, init_from=start(kind, folder),
+        compute=train.ComputeConfig(dtype="float32", **compute))
+
+
 def advance(trainer, steps):
-    """-> a list of (loss, norm)"""
-    return [(trainer.advance(), trainer.norm) for _ in range(steps)]
-
-
-def experiment(name, out):
-    """Three steps; a divided run is saved after the second."""
-    kind, work = EXPERIMENTS[name]
-    if train.team()[1] == 1:
-        work = {}                       # one process, plainly: what the others are compared with
-    trainer = trainer_of(name, out.parent, **work)
-    trainer.start_from(start(kind, out.parent))
-    told = advance(trainer, 2)
-    if work.get("shard"):
-        trainer.save(out / f"{name}.pt")
-    told += advance(trainer, 1)
-    keep(trainer, told, out / name)
-
-
-def go_on(name, out, origin):
-    """The third step, from where another number of processes stopped."""
-    work = EXPERIMENTS[name][1]
-    trainer = trainer_of(name, out.parent, **(work if train.team()[1] > 1 else {}))
-    trainer.resume(origin / f"{name}.shards")
-    keep(trainer, advance(trainer, 1), out / f"{name} from {origin.name}")
+    """-> [(loss, length of the gradient)]"""
+    found = [trainer.train_step(trainer.batch(trainer.step)[0]) for _ in range(steps)]
+    return [(metrics["loss"], metrics["grad_norm"]) for metrics in found]
 
 
 def keep(trainer, told, path):
-    average = trainer.average()
-    if average is not None:
-        path.with_suffix(".json").write_text(json.dumps(told))
-        weights = {name: value.clone() for name, value in average.state_dict().items()}
-        torch.save(weights, path.with_suffix(".weights"))
+    """What was found, in two files."""
+    average = train.dcp.get_model_state_dict(trainer.ema, options=train.WHOLE)      # all processes together
+    if trainer.rank == 0:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "told.json").write_text(json.dumps(told))
+        torch.save(average, path / "average.pt")
+
+
+def experiment(name, out, starts):
+    """Three steps."""
+    kind, compute = EXPERIMENTS[name]
+    trainer = trainer_of(kind, starts, compute if dist.is_initialized() else {})
+    told = advance(trainer, 2)
+    if name == SAVED and dist.is_initialized():
+        train.save(trainer, out / "run", {})
+    keep(trainer, told + advance(trainer, 1), out / name)
+
+
+def go_on(compute, run, out, starts):
+    """The third step, from what other processes had saved in pieces."""
+    trainer = trainer_of("base", starts, compute)
+    train.load_checkpoint(trainer, run)
+    keep(trainer, advance(trainer, 1), out)
+
+
+def fail():
+    """The command line, in a run whose second process meets an error."""
+    train.PRESETS["tiny"]["base"] = small.preset(steps=STEPS)
+    real = train.Trainer.batch
+
+    def batch(self, step):
+        if self.rank == 1 and step == 1:
+            raise ValueError("the second process is out of luck")
+        return real(self, step)
+    train.Trainer.batch = batch
+    return train.main(["--device", "cpu", "--out", sys.argv[2]])
 
 
 def main():
-    """many.py OUT [FROM]: all experiments, or two of them and then those that go on from the shards in FROM."""
-    out, origin = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in EXPERIMENTS if not origin else ("base", "clip") if dist.is_initialized() else ():
-        experiment(name, out)
-    for name, (_, work) in EXPERIMENTS.items():
-        if origin and work.get("shard"):
-            go_on(name, out, *origin)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """many.py OUT STARTS RUN name, …: these experiments, then the run in RUN goes on, whole and in pieces."""
+    if sys.argv[1] == "fail":
+        sys.exit(fail())
+    out, starts, run = map(Path, sys.argv[1:4])
+    dist.init_process_group("gloo")
+    for name in sys.argv[4:]:
+        experiment(name, out, starts)
+    dist.barrier()
+    for way, compute in ("whole", {}), ("in pieces", {"shard": True}):
+        go_on(compute, run, out / f"goes on {way}", starts)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
+    exactly()
     main()
