@@ -211,12 +211,11 @@ def read_place(path, offset, size):
 def read_caption(suffix, source):
     """A caption, as one tidy line: source itself, if suffix is "", or what a .txt or .json file at that place says.
     "" for one that is empty or cannot be read."""
-    try:
+    with suppress(OSError, AttributeError, RecursionError, ValueError):
         text = read_place(*source).decode("utf-8-sig") if suffix else source     # -sig: some editors mark a beginning
         text = first_text(json.loads(text), CAPTION_KEYS) if suffix == ".json" else tidy(text)
         return text if text.encode() else ""     # JSON can spell half a character, "\ud800", that no tokenizer takes
-    except (OSError, AttributeError, RecursionError, ValueError):
-        return ""
+    return ""
 
 
 def read_table(path):
@@ -589,8 +588,6 @@ class CLIPTrainer(Trainer):
     answers: with more of them the question is harder, and closer to the one that will be asked.
     """
 
-    slow = ()
-
     def batch(self, step):
         """Noised images x [B, 3, S, S], t [B], tokens and lengths; what the captions say and what the images show."""
         if self.compute.grad_accum > 1:
@@ -792,6 +789,8 @@ def parallelize(model, ema, compute):
                 register_fsdp_forward_method(part, "project_text")     # of a module that is divided already
         fully_shard(model)
         fully_shard(ema, reshard_after_forward=True)     # drawing has no way back, which would let go of them
+        if isinstance(ema, unet.UNet):
+            register_fsdp_forward_method(ema, "prepare")       # samplers call it once, before `forward`
     elif dist.is_initialized():
         return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     return model

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import many
 import small
 
-train = import_module("08_train")
+unet, train = import_module("03_unet"), import_module("08_train")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
@@ -30,7 +32,7 @@ def folder(tmp_path_factory):
         many.start(kind, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "round", round, raising=False)
-        patch.setattr(train, "draw_samples", None)
+        patch.setattr(train.diffusion, "respace", None)
         many.exactly()
         for name in ("base", "frozen", "clip"):
             many.experiment(name, folder / "1", folder)
@@ -72,6 +74,15 @@ def test_three_processes_train_as_one(folder, name):
 @pytest.mark.parametrize("processes, way", [(1, "whole"), (2, "whole"), (2, "in pieces"), (3, "whole"), (3, "in pieces")])
 def test_a_run_that_two_saved_in_pieces_goes_on_as_any_other(folder, processes, way):
     compare(folder / str(processes) / f"goes on {way}", folder / "1" / "base")
+
+
+def test_weights_in_pieces_draw_and_are_written_whole(folder):
+    run, alone = folder / "2" / "run", folder / "1" / "run"
+    assert {path.name for path in run.iterdir()} >= {"base.pt", "samples.png", "checkpoint-0000002.pt"}
+    drawn, expected = (np.asarray(Image.open(path / "samples.png"), int) for path in (run, alone))
+    assert np.abs(drawn - expected).max() <= 2, "two processes draw together what one draws"
+    whole, one = (unet.read_weights(path / "base.pt")["weights"] for path in (run, alone))
+    assert all((whole[name] - one[name]).abs().max() < 3e-3 for name in one), "and write one ordinary file"
 
 
 def test_the_experiments_tell_something(folder):
