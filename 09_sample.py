@@ -289,7 +289,8 @@ def default_options(model):
     large, inpaints = model.size >= (256 if "upsampler" in model.kind else 64), "inpaint" in model.kind
     if "upsampler" in model.kind:
         return Options("fast27", "ddpm" if inpaints else "ddim", 1.0, 2 if large else 64)
-    return Options("150" if large else "25", "ddpm" if large else "ddim", 5.0 if inpaints else 3.0, 8 if large else 64)
+    scale = 5.0 if inpaints and large else 3.0
+    return Options("150" if large else "25", "ddpm" if large else "ddim", scale, 8 if large else 64)
 
 
 def around_known(known, model, count):
@@ -545,7 +546,7 @@ def arguments(argv=None):
     add("--weights", type=train.path_name, help="any other folder of base.pt, upsampler.pt, clip.pt, ...")
     add("--n", type=at_least(1), default=1, help="how many images (default 1)")
     add("--seed", type=at_least(0), help="the same seed, the same images (default: another one each time)")
-    add("--scale", type=at_least(-1e6, float), help="guidance; 1: as trained (default 3, inpainting 5)")
+    add("--scale", type=at_least(-1e6, float), help="guidance; 1: as trained (default 3; large, inpainting: 5)")
     add("--guide", default="free", choices=("free", "clip"), help="by the model itself (default) or a noised CLIP")
     add("--steps", help="of the base model: 25, 100, 10,10,3,2,2, ddim50 (default: tiny 25, OpenAI's 150)")
     add("--sampler", choices=("ddim", "ddpm", "dpm"), help="of the base model (default ddim; large or with CLIP ddpm)")
