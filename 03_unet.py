@@ -381,7 +381,7 @@ def what_it_is(saved):
     """The predicate of a sentence about a file that torch can read, but that is not one of our weight files."""
     keys = {str(key) for key in saved} if isinstance(saved, dict) else set()
     if "optimizer" in keys:
-        return "is a checkpoint of a training run; its weights lie next to it, in a file named after the kind of model (base.pt, …)"
+        return "is a checkpoint of a training run; its weights are next to it, in base.pt, upsampler.pt, …"
     if keys & {"input_blocks.0.0.weight", "blocks.input.w_t", "blocks.input.w_voc"}:
         return "is a file as OpenAI released it; python lessons/12_released.py convert makes a weight file of it"
     if keys and all(isinstance(value, torch.Tensor) for value in saved.values()):
