@@ -1,4 +1,4 @@
-"""The lesson notebooks: each runs from top to bottom in a fresh kernel, teaches more than it computes, defines no model.
+"""The lesson notebooks: each runs in a fresh kernel, teaches more than it computes, and defines no model.
 
     python -m pytest -m notebooks        ten minutes on two cores; pytest alone leaves the runs out
 """
@@ -25,7 +25,7 @@ def cells(path, kind):
 def test_a_notebook_runs_from_top_to_bottom_in_a_fresh_kernel(path):
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(LESSONS)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()    # raises where a cell fails
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()    # raises if a cell does
 
 
 @each
