@@ -234,12 +234,12 @@ def activation_lines(preset, checkpointing=False):
 
 
 def activation_bytes(preset, images, checkpointing=False):
-    """Bytes that are kept between the forward and the backward pass of so many images at a time."""
+    """Bytes that are kept between the forward and the backward pass of this many images at a time."""
     return max(fixed + images * each for fixed, each in activation_lines(preset, checkpointing))
 
 
 def images_that_fit(preset, machines, checkpointing=False, gpus=1):
-    """How many images at a time a GPU has memory for, if what it holds is divided among so many."""
+    """How many images at a time a GPU has memory for, if what it holds is divided among this many GPUs."""
     room = (1 - RESERVE) * machines.memory * 1e9 - sum(state_bytes(preset, gpus).values())
     return max(0, min(int((room - fixed) // each) for fixed, each in activation_lines(preset, checkpointing)))
 
@@ -282,7 +282,7 @@ def span(days):
 
 
 def show_memory(preset, machines, images):
-    """What a GPU holds and keeps with so many images at a time, and how many would fit."""
+    """What a GPU holds and keeps with this many images at a time, and how many would fit."""
     held = {gpus: state_bytes(preset, gpus) for gpus in (1, machines.gpus)}
     unit, name = (1e9, "GB") if sum(held[1].values()) > 1e9 else (1e6, "MB")
     print(f"\nMemory of each GPU, {name}, {images:,} images at a time")
