@@ -1,4 +1,5 @@
 """Networks far too small to draw anything, for tests that are about everything but quality."""
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 tokenizer, unet, train, sample = (import_module(m) for m in ("01_tokenizer", "03_unet", "08_train", "09_sample"))
 ROOT = Path(__file__).parent.parent
@@ -98,3 +100,30 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def encoded(image, kind="PNG", **options):
+    """A PIL image as a file's bytes."""
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def flat(grey, size=(11, 8)):
+    """A file's bytes of an image of one grey."""
+    return encoded(Image.new("RGB", size, (grey, grey, grey)))
+
+
+def pair(i, name=None):
+    """The two files of an example: an image of the grey that its caption says."""
+    name = name or f"{i:04}"
+    return [(f"{name}.png", flat(i % 256)), (f"{name}.txt", str(i).encode())]
+
+
+def folder_of(path, n):
+    """A folder of n such examples."""
+    path.mkdir(exist_ok=True)
+    for i in range(n):
+        for name, data in pair(i):
+            (path / name).write_bytes(data)
+    return path
