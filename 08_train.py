@@ -1,22 +1,23 @@
 r"""
 08 · Where the weights come from.
 
-Everything before this file can answer, and nothing in it knows anything yet. Here a network is shown images with
-captions until it does. The whole of training is one line, repeated, and the rest is care:
+The networks of 01 to 07 can answer, but a fresh one knows nothing yet. Here it is shown images with captions until it
+does. Training is this one line, repeated; the rest of the file sees to it that nothing goes wrong meanwhile:
 
     image x0 ──┐
-    timestep t ┼─► x_t ─► model(x_t, t, caption, or for one image in seven nothing) ─► loss ─► gradient ─► AdamW
-    noise ε ───┘                                                                                            │
-                                                     EMA, the average of recent weights, is kept ◄──────────┘
+    timestep t ┼─► x_t ─► model(x_t, t, caption; for some images, no caption) ─► loss ─► gradient ─► AdamW
+    noise ε ───┘                                                                                       │
+                                                EMA, the average of recent weights, is kept ◄──────────┘
 
 It adds to 07: gradients. The data are those of the little world (01, 04), drawn as they are needed, or images of
-your own, from a folder or from tar shards. Either way the order of the data is a function of the step: `batch(step)`
-gives the same examples whoever computes it, so a run that was stopped continues with the same bits, and one, two or
-sixty-four processes train on the same stream. The same loop trains the tiny model on a laptop and the paper's on GPUs.
+your own, from a folder or from tar shards. Either way the order of the data is a function of the step: the examples of
+step n are the same whichever process asks for them and whenever it does. So a run that was stopped continues with the
+same bits, and one, two or sixty-four processes train on the same stream. The same loop trains the tiny model on a
+laptop and the paper's on GPUs.
 
-Read it in this order: presets; what an example is; what the network is asked; the step; the loop; checkpoints; many
-processes; what you see; the command line. Left out: how good the result is (lessons/10_judge.py) and what a large
-run costs (lessons/13_cost.py).
+Sections: presets; what an example is; the step, first what the network is asked, then what is done with its answer;
+the loop; checkpoints; many processes; what you see; the command line. On a first reading, `Trainer` and `train` are
+enough. Left out: how good the result is (lessons/10_judge.py) and what a large run costs (lessons/13_cost.py).
 
 Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, Nichol & Dhariwal 2021, arXiv
 2102.09672 (section 3: the hybrid loss); captions dropped for guidance: Ho & Salimans 2022, arXiv 2207.12598
@@ -25,13 +26,15 @@ Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4); Improved DDPM, 
     python 08_train.py                     the base model, 16 pixels, single things: about 13 minutes on two cores
     python 08_train.py --steps 50          a minute, to see what a run leaves behind
     python 08_train.py upsampler           16 -> 64 pixels
-    python 08_train.py inpaint             lessons/weights/base.pt learns to look at what is known; inpaint-upsampler
+    python 08_train.py inpaint             lessons/weights/base.pt learns to look at what is known (06)
+    python 08_train.py inpaint-upsampler   and so does lessons/weights/upsampler.pt
     python 08_train.py clip --world full   the noised CLIP of 05
     python 08_train.py base --data FOLDER --init-from lessons/weights/base.pt             images of your own
     torchrun --nproc-per-node 8 08_train.py base --preset paper --shard --data shards/*.tar --vocab vocab.bpe
 
-Each run shows one line of progress and leaves in its folder: the averaged weights (base.pt, …), samples.png,
-loss.png, log.jsonl and the last two checkpoints, from which --resume continues.
+Each run shows one line of progress and leaves in its folder, outputs/train-base for the first: the averaged weights
+(base.pt, …), samples.png (not of a CLIP, which draws nothing), loss.png, log.jsonl and the last two checkpoints, from
+which --resume continues.
 """
 import argparse
 import csv
@@ -79,8 +82,11 @@ OUTPUTS = Path(__file__).parent / "outputs"
 
 # A preset is a row of choices and no code: the same loop trains all of them. The large ones hold the paper's numbers,
 # to show what those weights took: 2.5 million steps of 2,048 images are five billion images for the base model
-# alone. The tiny base model sees 2,700 × 64 = 172,800, of a world that is smaller by as much; what the small presets do
-# otherwise (a larger rate, warm-up and decay, weights on the loss) gets there in minutes.
+# alone. The tiny base model sees 2,700 × 64 = 172,800, of a far smaller world. To get there in minutes, the tiny and
+# small presets also differ in kind: a higher learning rate with warm-up and decay, and weights on the loss (04).
+#
+# `TrainConfig` says how to train, `Preset` adds what is trained, and TABLE gives the rows their names. The fields of a
+# TrainConfig are options of the command line at the same time, so one choice of a row can be changed without a new row.
 def option(default, help, **more):
     """A field of a configuration that is also an option of the command line; more is argparse's, such as choices."""
     return field(default=default, metadata={"help": help, **more})
@@ -125,8 +131,8 @@ PAPER, PAPER_UPSAMPLER = TrainConfig(), TrainConfig(steps=1_600_000, batch=512)
 TINY = TrainConfig(2700, 64, 2e-3, warmup=50, decay=True, ema=0.999, caption_dropout=0.15, weighting="middle")
 TINY_UPSAMPLER = replace(TINY, steps=3600, batch=32, weighting="v", crop=32)
 TINY_CLIP = TrainConfig(5000, 256, 2e-3, 2e-3, warmup=100, decay=True, ema=0.999, caption_dropout=0.0)
-# Fine-tuning must lose nothing that was learned. Words mean what they meant, and how the way up turns what was
-# understood into an image need not change either: only the part that looks at the image learns, at a lower rate.
+# Fine-tuning must not lose what was learned. The words mean what they meant before, and the way up may go on turning
+# what was understood into an image as it did. So only the part that looks at the image learns, at a lower rate.
 FINE_TUNE = dict(steps=1200, lr=5e-4, text_lr=2.5e-5, freeze=("text", "pool", "up"))
 
 # preset: (size of the base model's images, training of base, upsampler, inpaint, inpaint-upsampler and clip)
@@ -139,17 +145,18 @@ TABLE = {
     "paper": (64, PAPER, PAPER_UPSAMPLER, PAPER, PAPER_UPSAMPLER, PAPER),
 }
 KINDS = ("base", "upsampler", "inpaint", "inpaint-upsampler", "clip")
-# What the tiny base model's training does otherwise when it learns pairs and counts as well (--world full)
+# What changes for a tiny or small model that learns pairs and counts as well (--world full). It must find out which
+# thing goes where, and that is decided at the noisiest timesteps, where the plain presets spend little.
 FULL_WORLD = {"base": {"text_lr": 1e-3, "weighting": "late", "high_noise_fraction": 0.5, "canonical_first": True},
               "inpaint": {"weighting": "late", "high_noise_fraction": 0.5}}
 
 
 def preset_of(name, kind, size, train):
-    """The Preset of one of KINDS, with the sizes that 03, 04 and 05 list under the name of a row of TABLE."""
-    row = f"{name}-upsampler" if "upsampler" in kind else name
+    """The Preset of one of KINDS: its network and its process are those that 03, 04 and 05 list under this name."""
+    row = f"{name}-upsampler" if "upsampler" in kind else name      # both upsamplers, inpainting or not
     network = guidance.CLIP[name] if kind == "clip" else unet.UNET[row]
     if "inpaint" in kind:
-        network = replace(network, in_channels=network.in_channels + 4)
+        network = replace(network, in_channels=network.in_channels + 4)     # the known part and its mask (06)
     return Preset(kind, network, diffusion.DIFFUSION[row], size * (upsample.FACTOR if row != name else 1), train)
 
 
@@ -164,18 +171,24 @@ def build_network(config):
 
 # --- An example: the little world --------------------------------------------------------------------
 
-# A run is one long line of examples, and step n of batch size B takes the places n·B … n·B + B - 1. A data set here is
-# a map from a place to (image, caption, caption of all that is shown, reasons): what was left out on the way, see
-# `OwnImages`. It keeps no state, so nothing has to be saved of it.
+# A run is one long line of examples, and step n of batch size B takes the positions n·B … n·B + B - 1. A data set is a
+# map from a position to four things: the image, its caption, a caption of all that the image shows, and reasons, which
+# say what other examples had to be skipped (only `OwnImages` has any). A map keeps no state, unlike an iterator, so a
+# checkpoint has nothing to save of it, and any process can ask for any position.
+#
+# The little world's data set is `LittleWorld` in 04, which draws each example when it is asked for. Its captions leave
+# things open: "a red heart" may be large or small. What the image shows in full is there for the CLIP's loss (05),
+# which must know every caption that is true. Training adds only this to it: in which words pairs are described.
 def canonical_fraction(step, config):
-    """The fraction of captions that are said the canonical way ("left of", never "right of"): all, then ever fewer.
+    """The fraction of captions that are put the canonical way ("left of", never "right of"): all, then ever fewer.
 
-    Which thing is on the left in "a red heart to the right of a blue star" takes two facts, a thing's place in the
-    caption *and* the relation. Either alone says nothing, as in an exclusive or, so there is no slope to follow:
-    after 6,000 steps on captions said both ways, the colours of a pair were all there, on the wrong side half of the
-    time. Said one way, order alone decides. That was learned within a few hundred steps; the other way of saying it
-    is then an exception to a rule.
+    To tell what is on the left in "a red heart to the right of a blue star", one needs two facts: the order of the
+    things in the caption *and* the relation. Either alone says nothing, as in an exclusive or, so at first the gradient
+    points nowhere: after 6,000 steps on captions put both ways, the colours of a pair were all there, but on the wrong
+    side half of the time. Put one way, order alone decides. That was learned within a few hundred steps, and the other
+    way is then learned as an exception to a rule.
     """
+    # 1 - 2n/N of N steps: 1 at the start, 0 from the middle of the run on
     return max(0.0, 1 - 2 * step / config.steps) if config.canonical_first else 0.0
 
 
@@ -319,7 +332,8 @@ class OwnImages(Dataset):
     mixed with those of others, differently in each epoch; a disk reads from a few files at a time, and no permutation
     is longer than a window. An example that cannot be used is replaced by the next, with the reason.
 
-    paths  one folder, or .tar files or a folder of them;  index  a folder for the shards' indexes
+    paths  folders of images, .tar files and folders of them (of which the .tar files alone are read)
+    index  a folder for the indexes
     Raises ValueError, one line, where there is nothing to read.
     """
 
@@ -379,10 +393,15 @@ class OwnImages(Dataset):
 
 # --- The step ----------------------------------------------------------------------------------------
 
+# A step asks the network about each image of a batch what only the trainer knows: the noise that was added to it.
+# `Trainer.batch` makes the questions, `Trainer.loss` judges the answers, and `Trainer.train_step` turns the losses into
+# one change of the weights. How all this is computed, where and how precisely, is kept apart from what is learned: the
+# first in a ComputeConfig, the second in a TrainConfig.
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a run computes. None of this changes what is learned, except for rounding: the same examples, with the same
-    random numbers, are shared out among parts and processes, and their gradients are averaged before the step."""
+    """How a run computes. None of this changes what is learned, except for rounding (and dropout): the same examples,
+    with the same random numbers, are shared out among parts and processes, whose gradients are averaged before the
+    step."""
 
     device: str = option("cpu", "where: cpu, cuda, cuda:1, mps (default: cuda where it is)")
     dtype: str = option("auto", "of matrix products; auto: bfloat16 if fast", choices=("auto", "float32", "bfloat16"))
@@ -396,9 +415,10 @@ class ComputeConfig:
 def fast_dtype(device):
     """The 16-bit type that is worth computing in on this device; float32 where none is.
 
-    bfloat16 has float32's 8 bits of exponent and pays in digits: of 24 binary ones it keeps 8, and nothing that
-    float32 can hold overflows. float16 is the other way round: numbers above 65,504 are infinite. Where bfloat16 is
-    only emulated, on older GPUs and CPUs, it is slower than float32.
+    bfloat16 has float32's 8 bits of exponent, so nothing that float32 can hold overflows, and pays for it in digits: of
+    24 binary ones it keeps 8. float16 keeps 11, but numbers above 65,504 become infinite, and small gradients 0. So
+    training uses bfloat16 or float32 only; sampling (09) can use float16. Where bfloat16 is only emulated, on older
+    GPUs and CPUs, it is slower than float32.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -407,9 +427,10 @@ def fast_dtype(device):
 
 
 def lr_scale(step, config):
-    """The share of the learning rate at a step: a slow start, while Adam's averages fill; then one, or down a half
-    cosine to zero. Large steps find the way and jump about at its end; small ones settle there."""
-    # ½·(1 + cos(π·step/steps)): 1 at the start, ½ half-way, 0 at the end
+    """The fraction of the learning rate that is used at a step: small at first, while Adam's averages still rest on few
+    gradients; then 1, or down along half a cosine to 0. Large steps get near a minimum and then jump about in it; small
+    ones settle there."""
+    # warm-up: min(1, (n+1)/(w+1));  decay: ½·(1 + cos(π·n/N)), which is 1 at the start, ½ half-way, 0 at the end
     scale = min(1, (step + 1) / (config.warmup + 1))
     return scale * 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.decay else scale
 
@@ -422,15 +443,17 @@ class Trainer:
 
     Two hooks say what is trained: `batch`, the questions of a step, and `loss`, how wrong the answers are. CLIPTrainer
     overrides both. All else is the same for any model. Every random number about example i of step n comes from
-    (seed, n, i), so it does not matter which process draws it, in how many parts, or before or after which stop.
+    (seed, n, i). So it does not matter which process draws it, how many parts the batch is computed in, or how often
+    the run was stopped and continued. (Dropout, which only the large presets use, depends on part and process.)
 
     data       a map-style data set, see diffusion.LittleWorld; None: the little world itself, of difficulty `world`
     words      the tokenizer; None: the little world's
     init_from  a weight file to begin with, instead of random weights
     """
 
-    # The text encoder learns slowly. At the U-Net's rate it collapses in the first hundred steps: the words
-    # that explain most of the image (the background's) drown all others, and their gradient with them.
+    # Parts of a U-Net that learn at TrainConfig.text_lr. At the U-Net's own rate the text encoder collapses in the
+    # first hundred steps: the words that explain most of the image, the background's, drown out all others, which
+    # then get no gradient either.
     slow = ("text.", "pool.")
 
     def __init__(self, preset, *, data=None, world="single", words=None, seed=0, compute=ComputeConfig(),
@@ -448,7 +471,7 @@ class Trainer:
         self.data = data or diffusion.LittleWorld(
             world, seed, max(64, preset.size), lambda position: canonical_fraction(position // config.batch, config))
         self.process = diffusion.Diffusion.from_config(preset.diffusion)
-        self.weights = self.process.loss_weights(config.weighting)
+        self.weights = self.process.loss_weights(config.weighting)      # of the loss, a table [T] or None
         self.bf16 = compute.dtype == "bfloat16" or compute.dtype == "auto" and fast_dtype(self.device) == torch.bfloat16
         self.step, self.seconds, self.nonfinite, self.skipped_steps, self.bad = 0, 0.0, 0, 0, Counter()
         torch.manual_seed(seed)         # the first weights
@@ -458,13 +481,16 @@ class Trainer:
             raise ValueError(f"--freeze: this network has no part {', '.join(sorted(unknown))}")
         for name, p in self.model.named_parameters():       # before there is an optimiser to hear of these
             p.requires_grad_(name.split(".")[0] not in config.freeze)
+        # One network under three names: `model` has the weights, `synced` is the model or DDP around it, which averages
+        # gradients among processes, and `answer` is that, compiled if so wished. `ema` is a second network.
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
         self.synced = parallelize(self.model, self.ema, compute)
         self.answer = torch.compile(self.synced, backend=compute.compile) if compute.compile else self.synced
         learning = [(name.startswith(self.slow), p) for name, p in self.model.named_parameters() if p.requires_grad]
         groups = [{"params": [p for slow, p in learning if slow], "rate": config.text_lr},
                   {"params": [p for slow, p in learning if not slow], "rate": config.lr}]
-        # Without weight decay AdamW is Adam.
+        # "rate" is the full learning rate; train_step sets torch's "lr" to the part of it that a step uses. The papers'
+        # optimiser is AdamW; without weight decay, as here, it is the same as Adam.
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0, fused=True)
 
     # --- The two hooks ---
@@ -472,20 +498,23 @@ class Trainer:
     def batch(self, step):
         """This process's share of a step's questions: a dictionary of tensors [B, …], and the reasons for bad examples.
 
-        x0, a timestep t and noise for each image, and its conditioning. The same step gives the same batch, always.
+        The tensors are x0, t, noise and the conditioning: all that `loss` needs, so that it has nothing left to draw.
+        The same step always gives the same batch.
         """
         config = self.preset.train
         images, captions, _, reasons = self.examples(step)
         rngs = [tokenizer.seeded_rng("example", self.seed, step, i) for i in self.indices]
         x0, cond = self.conditioning(images, captions, rngs, config.crop)
-        # Caption by caption, some are dropped: the network learns both halves of guidance (05) at once. A mask that is
-        # False everywhere *is* the empty caption (02), so no token has to be changed.   [Ho & Salimans, alg. 1]
-        cond["mask"] &= torch.tensor([[rng.random() >= config.caption_dropout] for rng in rngs])
+        # Some captions are dropped, each with this probability, so that one network learns both of the answers that
+        # guidance compares (05): with a caption and without. A mask that is False everywhere *is* the empty caption
+        # (02), so no token has to be changed.   [Ho & Salimans, alg. 1]
+        cond["mask"] &= torch.tensor([[rng.random() >= config.caption_dropout] for rng in rngs])    # [B, K] &= [B, 1]
         noise = diffusion.gaussian(x0, [torch.Generator().manual_seed(rng.getrandbits(63)) for rng in rngs])
         return {"x0": x0, "t": self.timesteps(step, config.high_noise_fraction), "noise": noise, **cond}, reasons
 
     def loss(self, batch):
         """The loss (04) of each example, [B]. batch: a dictionary of tensors, as `batch` makes it."""
+        # t stays on the CPU, where the schedule's tables are; the loss sends the network a copy of it.
         given = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "t"}
         model = upsample.denoiser_of(self.answer, self.preset.network, self.preset.diffusion)
         return self.process.loss(model, given.pop("x0"), batch["t"], given.pop("noise"), weights=self.weights, **given)
@@ -493,21 +522,28 @@ class Trainer:
     # --- What any trainer does ---
 
     def examples(self, step):
-        """This process's examples of a step: images uint8 [B, 3, side, side], captions, what they show, reasons."""
+        """This process's examples of a step: images uint8 [B, 3, side, side], their captions, captions of all that they
+        show, and the reasons why others were skipped."""
         images, captions, shown, reasons = zip(*(self.data[step * self.preset.train.batch + i] for i in self.indices))
         return torch.stack(images), captions, shown, sum(reasons, [])
 
     def conditioning(self, images, captions, rngs, crop=0):
-        """x0 and what a U-Net is shown of it, see 07."""
+        """x0 [B, 3, S, S] in [-1, 1] and what the network is told about it: see upsample.conditioning (07)."""
         return upsample.conditioning(images, captions, self.words, self.preset.network, self.preset.size, rngs, crop)
 
     def timesteps(self, step, high_noise_fraction=0.0):
-        """A timestep for each of this process's examples, [B] long."""
+        """A timestep for each of this process's examples, [B] long.
+
+        They are drawn for the whole batch, because they are spread evenly over it (04), and each process takes its own.
+        """
         rng = tokenizer.seeded_rng("timesteps", self.seed, step)
         return self.process.draw_timesteps(self.preset.train.batch, rng, high_noise_fraction)[self.indices]
 
     def batches(self):
-        """The batches from this step on, prepared ahead by threads (decoding an image lets other threads run)."""
+        """The batches from this step on, prepared ahead by threads, so that the device need not wait for images.
+
+        Threads are enough, and simpler than processes: Pillow and torch let other threads run while they compute.
+        """
         with ThreadPoolExecutor(max(1, self.compute.workers)) as pool:
             ahead = deque(pool.submit(self.batch, self.step + i) for i in range(self.compute.workers))
             for step in count(self.step + len(ahead)):
@@ -517,7 +553,8 @@ class Trainer:
     def train_step(self, batch, stop=()):
         """Ask, compare, correct: one step of all processes together. -> {"loss", "grad_norm", "stop", "bad"}
 
-        stop  not empty, when the gradients are there, if this process is to stop after this step
+        stop  a list; if it is not empty, all processes are to stop after this step. It is looked at only when the
+              gradients are there, so that a signal still counts if it arrives while they are computed.
         A step whose loss or gradient is not finite is skipped: weights, average and Adam's memory stay as they were.
         Raises ValueError after MAX_NONFINITE such steps in a row.
         """
@@ -526,16 +563,20 @@ class Trainer:
             torch.manual_seed(tokenizer.seeded_rng("dropout", self.seed, self.step, i, self.rank).getrandbits(63))
             self.synced.require_backward_grad_sync = i == parts - 1    # DDP: exchange gradients after the last part
             # Matrix products and convolutions are in bfloat16; weights, gradients and answers stay float32. Adam
-            # changes a weight by about the rate, 1e-4, and bfloat16 holds a weight of 0.1 in steps of 0.0005.
+            # changes a weight by about the rate, 1e-4, and next to 0.1 the numbers of bfloat16 are 0.0005 apart: the
+            # change would be rounded away. Each weight is used once on the way forward, so keeping its bfloat16 copy
+            # for a second use (cache_enabled) would only take memory.
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
                 part_loss = self.loss({name: value.chunk(parts)[i] for name, value in batch.items()}).mean() / parts
             part_loss.backward()
             loss += part_loss.detach()
-        # All gradients together, as one vector, are at most 1 long: Adam remembers the squares of the last thousand
-        # or so, and one freak batch would otherwise make its steps small for that long.
+        # All gradients together, taken as one vector g, are scaled to a length of at most 1: g·min(1, 1/‖g‖). Adam
+        # divides by an average of the squares of the last thousand or so, and one freak batch would make its steps
+        # small for that long.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         norm = norm.full_tensor() if self.compute.shard else norm
-        # One vector, summed over the processes and read once, so that all of them take the same decisions.
+        # One vector, summed over the processes, so that all of them take the same decisions: to skip, to stop, to give
+        # up. It is read once, because reading makes the CPU wait for the device.
         vector = torch.stack([loss, torch.full_like(loss, bool(stop)), torch.full_like(loss, self.bad.total())])
         if self.ranks > 1:
             dist.all_reduce(vector)
@@ -555,20 +596,21 @@ class Trainer:
 
     @torch.no_grad()
     def update_ema(self):
-        """θ_ema ← d·θ_ema + (1-d)·θ: the average of recent weights, which is the one that is kept and drawn with.
+        """The average of recent weights, which is what is kept and drawn with, moves a little towards the present ones.
 
         Every batch pulls the weights its own way. The average of the last 1/(1-d) or so lies in the middle of where
         they jump about, and mostly draws better than any of them. At first, when there is little worth remembering,
-        d is smaller: (1+n)/(10+n) after n steps reaches back over the last ninth of the run.
+        d is smaller: (1+n)/(10+n) after n steps reaches back over the last ninth of the run so far.
         """
+        # θ_ema ← d·θ_ema + (1-d)·θ   with d = min(ema, (1+n)/(10+n))
         decay = min(self.preset.train.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
 
 def load_initial(path, preset):
-    """The network of a weight file, for a run of this preset to begin with. ValueError if it is of other sizes.
+    """The network of a weight file, for a run of this preset to begin with. ValueError if its sizes are others.
 
-    A model that is to inpaint may begin as one that knows no masks yet: it gets four more channels (06).
+    A model that is to inpaint may begin as one that knows nothing of masks: it gets four more channels (06).
     """
     saved, clip = unet.read_weights(path), preset.kind == "clip"
     model = (guidance.NoisedCLIP if clip else unet.UNet).from_saved(saved, path)
@@ -583,13 +625,14 @@ def load_initial(path, preset):
 class CLIPTrainer(Trainer):
     """A noised CLIP in training: which of a batch's captions is this image's, and which image is this caption's?
 
-    The images are noised as the base model's are, each to a timestep of its own, so that the answer can be asked for
+    The images are noised as the base model's are, each to a timestep of its own, because guidance asks for the answer
     at every step of a sampling loop (05). The batch is large, 256, because the other captions in it are the wrong
-    answers: with more of them the question is harder, and closer to the one that will be asked.
+    answers: the more of them there are, the harder the question, and the closer to the one that guidance will ask.
     """
 
     def batch(self, step):
-        """Noised images x [B, 3, S, S], t [B], tokens and lengths; what the captions say and what the images show."""
+        """Noised images x [B, 3, S, S], t [B], tokens [B, K], lengths [B]; said and shows [B, n], what the captions
+        state and what the images show, in numbers: see guidance.statements (05)."""
         if self.compute.grad_accum > 1:
             raise ValueError("a CLIP compares every image of a batch with every caption of it: --grad-accum must be 1")
         images, captions, shown, reasons = self.examples(step)
@@ -600,7 +643,8 @@ class CLIPTrainer(Trainer):
         return {"x": self.process.q_sample(x0, t, noise), "t": t, "said": said, "shows": shows, **words}, reasons
 
     def loss(self, batch):
-        """The losses of the whole batch, [B]: each process knows all the answers, and has a gradient for its own."""
+        """The losses of the whole batch, [B], in every process: its images need the others' captions as wrong answers.
+        See `all_gather` for whose gradient goes where."""
         given = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         said, shows = given.pop("said"), given.pop("shows")
         return guidance.contrastive_loss(*map(all_gather, (*self.answer(**given), said, shows)))
