@@ -146,7 +146,7 @@ TABLE = {
 }
 KINDS = ("base", "upsampler", "inpaint", "inpaint-upsampler", "clip")
 # What changes for a tiny or small model that learns pairs and counts as well (--world full). It must find out which
-# thing goes where, and that is decided at the noisiest timesteps, where the plain presets spend little.
+# thing goes where, and that is decided at the noisiest timesteps, to which the plain presets give little weight.
 FULL_WORLD = {"base": {"text_lr": 1e-3, "weighting": "late", "high_noise_fraction": 0.5, "canonical_first": True},
               "inpaint": {"weighting": "late", "high_noise_fraction": 0.5}}
 
@@ -194,23 +194,30 @@ def canonical_fraction(step, config):
 
 # --- An example: images of your own ------------------------------------------------------------------
 
-# Two things have to be right. Whatever is in a file, the run continues, or stops with a sentence; and nothing is left
-# out silently. A shard is a tar file of some thousand examples: disks and networks read one long file much faster than
-# a thousand short ones. It is never unpacked: a file inside it is a path, an offset and a size, like any other file.
+# Two rules. Whatever is in a file, the run goes on or stops with a clear message; and nothing is left out without being
+# counted. A shard is a tar file of some thousand examples: disks and networks read one long file much faster than a
+# thousand short ones. It is never unpacked: a file inside it is a path, an offset and a size, like any other file.
+#
+# `pair_up` finds out which image and which caption belong together, `make_index` keeps what it found as a file with one
+# line for each example, and `OwnImages` shuffles those lines and reads the images. In between, an example is an entry
+# (name, image, suffix, caption), in which image is such a (path, offset, size). Suffix ".txt" or ".json" says that the
+# caption is one, too; with suffix "", from a table, it is the text itself.
 IMAGES, CAPTIONS = (".jpg", ".jpeg", ".png", ".webp"), (".txt", ".json")
 FORMATS = ("JPEG", "PNG", "WEBP")            # the only decoders that strangers' bytes may reach
 TABLES = ("captions.csv", "captions.jsonl", "metadata.jsonl")
 FILE_KEYS, CAPTION_KEYS = ("file", "file_name"), ("caption", "text", "TEXT")
-MAX_BYTES, MAX_CAPTION = 2 ** 26, 1000       # of a file; characters, of which 128 tokens hold some 500
+# No more of a file is read than this many bytes, and no more of a caption kept than this many characters; a network
+# reads 128 tokens, some 500 characters, at most.
+MAX_BYTES, MAX_CAPTION = 2 ** 26, 1000
 
 
 def tidy(text):
-    """A caption as models are trained on it: white space of any kind becomes single spaces."""
+    """A caption in the form that models are trained on: white space of any kind becomes single spaces."""
     return " ".join(text.split())[:MAX_CAPTION].rstrip()
 
 
 def first_text(entry, names):
-    """The first field of an entry with one of these names that holds words, tidied; "" if there is none."""
+    """The first of a dictionary's fields of these names that holds text, tidied; "" if none does."""
     return next((tidy(entry[name]) for name in names if isinstance(entry.get(name), str) and tidy(entry[name])), "")
 
 
@@ -222,17 +229,19 @@ def read_place(path, offset, size):
 
 
 def read_caption(suffix, source):
-    """A caption, as one tidy line: source itself, if suffix is "", or what a .txt or .json file at that place says.
-    "" for one that is empty or cannot be read."""
+    """A caption as one tidy line; "" if it is empty or cannot be read.
+
+    suffix  ".txt" or ".json": source is such a file's (path, offset, size);  "": source is the caption itself
+    """
     with suppress(OSError, AttributeError, RecursionError, ValueError):
-        text = read_place(*source).decode("utf-8-sig") if suffix else source     # -sig: some editors mark a beginning
+        text = read_place(*source).decode("utf-8-sig") if suffix else source     # -sig: some editors begin with a mark
         text = first_text(json.loads(text), CAPTION_KEYS) if suffix == ".json" else tidy(text)
-        return text if text.encode() else ""     # JSON can spell half a character, "\ud800", that no tokenizer takes
+        return text if text.encode() else ""     # JSON can hold half a character, "\ud800": encode raises ValueError
     return ""
 
 
 def read_table(path):
-    """[(file name, caption)] of captions.csv, .jsonl, …. ValueError, one line, names the row that is wrong, and how."""
+    """[(file name, caption)] from one of TABLES. Raises ValueError, which names the row that is wrong and says why."""
     rows = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -248,9 +257,10 @@ def read_table(path):
 
 
 def pair_up(files):
-    """What files make together: [(name, image, suffix, caption)], and a Counter of what is left out, by reason.
+    """Files of one name become an example. -> [(name, image, suffix, caption)], a Counter: why others are left out
 
-    files  (name without its suffix, suffix, where the file is), …;  a .txt file goes before a .json file
+    files  (name without its suffix, suffix, (path, offset, size)), …
+    Of two captions, a .txt file is preferred to a .json file, which often holds much else.
     """
     groups, entries, left_out = {}, [], Counter()
     for name, suffix, place in files:
@@ -269,8 +279,11 @@ def pair_up(files):
 
 
 def folder_examples(root):
-    """`pair_up` of a folder and those below it. Captions are in NAME.txt or NAME.json next to NAME.jpg, or in a table
-    at the top (TABLES) with the columns file and caption. Names that begin with a dot are ignored."""
+    """`pair_up` for a folder and those below it. Captions are in NAME.txt or NAME.json next to NAME.jpg, or in a table
+    at the top (TABLES) with the columns file and caption. Names that begin with a dot are ignored.
+
+    A table has the last word: what it lists is not paired up again, and the tables themselves are not left-out files.
+    """
     rows = [row for table in TABLES if (root / table).is_file() for row in read_table(root / table)]
     names = dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()))
     listed = {os.path.splitext(name)[0] for name, _ in [*rows, *((table, "") for table in TABLES)]}
@@ -281,21 +294,22 @@ def folder_examples(root):
 
 
 def shard_examples(path):
-    """`pair_up` of a tar file: what has one name up to its first dot belongs together, 0007.jpg and 0007.txt.
+    """`pair_up` for a tar file: names that agree up to the first dot belong together, as 0007.jpg and 0007.txt do.
 
-    An archive is a stranger's. What is not a plain file is ignored; what is whole before a cut or damage is used.
+    Archives come from strangers. Links and devices in them are ignored; if one is damaged or cut off, what comes before
+    the damage is used.
     """
     files, size, damaged = [], path.stat().st_size, Counter({"a shard that is damaged or cut off": 1})
-    # "r:" is a tar file that is not compressed.
+    # Damaged until its end has been seen. "r:" is a tar file that is not compressed: only there do offsets help.
     with suppress(tarfile.TarError, OSError, ValueError, OverflowError), tarfile.open(path, "r:") as tar:
         for member in tar:
-            tar.members = []                 # tarfile would keep them all
+            tar.members = []                 # tarfile would keep the header of every file in memory
             folder, _, name = member.name.rpartition("/")
             stem, _, suffix = name.partition(".")
             if member.isreg() and not member.issparse() and stem and member.offset_data + member.size <= size:
                 place = (str(path), member.offset_data, min(member.size, MAX_BYTES))
                 files.append((f"{folder}/{stem}", f".{suffix}", place))
-        tar.fileobj.seek(tar.offset)         # tarfile takes damage for the end; a true end is a block of zeros
+        tar.fileobj.seek(tar.offset)         # tarfile mistakes damage for the end; a true end is a block of zeros
         if tar.fileobj.read(512) == bytes(512):
             damaged.clear()
     entries, left_out = pair_up(files)
@@ -305,7 +319,8 @@ def shard_examples(path):
 def make_index(folder, path):
     """The file that lists the examples of a folder or a shard: [how many, what is left out], then a line for each.
 
-    A shard's is made once, from its headers, and again if the shard changes.
+    A shard's is made once, from its headers, and again if the shard changes. A folder's is made at every start: a new
+    file in one of its subfolders leaves no trace in the folder's own date.
     """
     key = zlib.crc32(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     index = Path(folder) / f"{path.name}-{key:08x}.jsonl"
@@ -321,16 +336,18 @@ def counted(reasons):
     return ", ".join(f"{n} × {reason}" for reason, n in reasons.most_common())
 
 
-BLOCK, MIXED = 4096, 16      # neighbours that are read together, and how many such blocks are mixed with each other
+BLOCK, MIXED = 4096, 16      # neighbours stay together in blocks of 4,096; sixteen blocks are mixed with each other
 
 
 class OwnImages(Dataset):
-    """Captioned images in a folder or in tar shards, epoch after epoch, each in an order of its own that is not stored.
+    """Captioned images in a folder or in tar shards, epoch after epoch. Each epoch has an order of its own, which is
+    computed, not stored: a permutation of a billion examples takes 8 GB.
 
-    Position p is place p mod N of epoch p div N. An epoch permutes blocks of neighbours, which lie in one shard or two,
-    cuts the blocks into windows of several, and permutes the examples of each window. So examples of one shard are
-    mixed with those of others, differently in each epoch; a disk reads from a few files at a time, and no permutation
-    is longer than a window. An example that cannot be used is replaced by the next, with the reason.
+    Of N examples, position p of the run is place p mod N of epoch p div N. An epoch permutes blocks of neighbours,
+    which lie in few shards, takes them sixteen at a time as a window, and permutes the examples of each window. So
+    examples of one shard are mixed with those of others, differently in each epoch; a disk reads from a few files at a
+    time, and no permutation of examples is longer than a window. An example that cannot be used is replaced by the next
+    one, and the reason is counted.
 
     paths  folders of images, .tar files and folders of them (of which the .tar files alone are read)
     index  a folder for the indexes
@@ -355,12 +372,16 @@ class OwnImages(Dataset):
 
     @lru_cache(32)
     def lines(self, source):
-        """The lines of an index, an example each."""
+        """The lines of an index, one for each example."""
         return self.indexes[source].read_text().splitlines()[1:]
 
     @lru_cache(4)
     def window(self, epoch, window):
-        """The numbers of a window's examples, in their order. The last block, which may be short, stays the last."""
+        """The numbers of a window's examples, in the order of this epoch.
+
+        The last block, which may be short, always stays the last. So all windows but the last are of one length, and
+        `example` finds a place's window by division.
+        """
         blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self) // BLOCK)
         blocks = np.append(blocks, len(self) // BLOCK)[window * MIXED:][:MIXED]
         numbers = np.concatenate([np.arange(block * BLOCK, min(len(self), (block + 1) * BLOCK)) for block in blocks])
@@ -374,16 +395,19 @@ class OwnImages(Dataset):
         return json.loads(self.lines(source)[number - self.ends[source]])
 
     def __getitem__(self, position):
-        """-> uint8 [3, size, size], its caption, twice, and [(reason, name)] of the examples that it replaces"""
+        """-> uint8 [3, size, size], its caption, twice, and [(reason, name)] of the examples that it replaces
+
+        Twice, because nobody knows what else the image shows: see the four things of an example, above.
+        """
         reasons = []
         rng = tokenizer.seeded_rng("square", self.seed, position)
         place_of_square = (rng.random(), rng.random()) if self.random_crop else (0.5, 0.5)
         for candidate in range(position, position + min(2 * len(self), 1000)):
             name, place, *caption = self.example(candidate)
             text, image = read_caption(*caption), None
-            with suppress(Exception):   # damaged bytes take decoders by surprise: struct.error, IndexError, …
+            with suppress(Exception):   # decoders raise almost anything on damaged bytes: struct.error, IndexError, …
                 image = inpaint.open_image(io.BytesIO(read_place(*place)), formats=FORMATS, near=self.size)
-            if text and image and min(image.size) >= self.size:      # enlarged, it would teach that things are blurred
+            if text and image and min(image.size) >= self.size:      # a small one, enlarged, would teach blur
                 square = ImageOps.fit(image, (self.size, self.size), Image.LANCZOS, centering=place_of_square)
                 return torch.from_numpy(np.array(square)).permute(2, 0, 1), text, text, reasons      # H W C -> C H W
             why = "too small an image" if image else "an image that cannot be read"
