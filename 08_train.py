@@ -676,15 +676,19 @@ class CLIPTrainer(Trainer):
 
 # --- The loop ----------------------------------------------------------------------------------------
 
+# Take a batch, take a step, write down the numbers, now and then save. A run of days will be interrupted, so each turn
+# ends in a state that can be saved, and whatever ends the run, a person can continue it from the last checkpoint. Every
+# decision below follows from the step's number or from the vector that train_step sums over the processes. Therefore
+# all processes decide alike, and none is left waiting for another that has gone.
 def train(preset, out, *, resume=False, save_every=200, max_bad=0.05, made=None, **options):
     """Train one model of a preset and leave in the folder `out` its averaged weights, samples.png, loss.png, log.jsonl
     and the last two checkpoints, from which resume=True continues. -> the trainer
 
     max_bad  the run stops when a larger fraction of at least 100 examples cannot be used
-    made     what the weight file remembers of its making, besides steps, seed and minutes
+    made     a dictionary of what the weight file should say of its making, besides steps, seed and minutes
     options  as for `Trainer`
 
-    Ctrl-C and SIGTERM finish the step, save and leave. Under torchrun all processes call this together.
+    After Ctrl-C or SIGTERM it finishes the step, saves and leaves. Under torchrun all processes call this together.
     """
     if not resume and checkpoints(out):
         raise ValueError(f"{out} holds a run already; --resume continues it, another --out begins a new one")
@@ -717,7 +721,7 @@ def train(preset, out, *, resume=False, save_every=200, max_bad=0.05, made=None,
 
 @contextmanager
 def stop_signals():
-    """Ctrl-C, and SIGTERM, which computing centres send before they take a machine away, do not interrupt a step.
+    """Inside, no signal interrupts a step, neither Ctrl-C nor SIGTERM, which clusters send before they end a job.
 
     Yields a list that is empty until one of them arrives. A second Ctrl-C leaves at once, without saving.
     """
@@ -725,7 +729,8 @@ def stop_signals():
 
     def handler(number, frame):
         caught.append(number)
-        if not dist.is_initialized():      # torchrun passes on to each process what each has got already
+        # Under torchrun one Ctrl-C arrives twice: from the terminal, and again from torchrun, which passes it on.
+        if not dist.is_initialized():
             signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGINT, handler), signal.signal(signal.SIGTERM, handler)
     try:
@@ -737,14 +742,16 @@ def stop_signals():
 
 # --- Checkpoints -------------------------------------------------------------------------------------
 
-# A checkpoint is one dictionary in one file, whole even if the weights are divided among processes: torch gathers it
-# for one process, under the names of the layers, and divides it again for any other number of processes. The data need
-# no word in it, nor do random numbers: both follow from the step.
+# A weight file (03) is for drawing: the averaged weights, in 16 bits. A checkpoint is for continuing: weights and their
+# average in full precision, the optimiser's memory and the step. It is one dictionary in one file, whole even if the
+# weights are divided among processes: torch gathers them in one process, under the names of the layers, and divides
+# them again for any other number of processes. It says nothing of data or random numbers: both follow from the step.
 WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def run_config(trainer):
-    """Which run this is, as one flat dictionary: continued with other values it would be no run of either."""
+    """Everything that decides what a run learns, as one flat dictionary. A run may only be continued with the same
+    values: with others, its weights would be the result of no set of options that anybody could name."""
     preset, data = trainer.preset, trainer.data
     parts = asdict(preset.network) | asdict(preset.diffusion) | asdict(preset.train)
     own = {"number of examples": len(data), "random_crop": data.random_crop} if isinstance(data, OwnImages) else {}
@@ -752,14 +759,15 @@ def run_config(trainer):
 
 
 def save(trainer, out, made):
-    """Write a checkpoint, the averaged weights, samples.png and loss.png, and remove checkpoints that are too many.
+    """Write a checkpoint, the averaged weights, samples.png and loss.png, and remove all but the last two checkpoints.
 
     Nothing is written while steps are being skipped: if the weights turn out to be spoiled, those from before must
-    still be there. A full disk does not end the run: it is said, and tried again next time.
+    still be there. A full disk does not end the run: there is a message, and another attempt next time.
     """
     if trainer.nonfinite:
         return log_once(f"not saved at step {trainer.step}, whose loss is not finite")
-    # All processes gather and draw together; the first one has the results then.
+    # Divided weights are gathered, and drawn with, by all processes together; otherwise the first one draws alone. The
+    # results are the first one's, which writes them.
     model, optimizer = dcp.get_state_dict(trainer.model, trainer.optimizer, options=WHOLE)
     state = {"model": model, "optimizer": optimizer, "ema": dcp.get_model_state_dict(trainer.ema, options=WHOLE),
              "progress": (trainer.step, trainer.seconds, trainer.skipped_steps), "run": run_config(trainer)}
@@ -768,7 +776,7 @@ def save(trainer, out, made):
     if trainer.rank:
         return
     made = made | {"steps": trainer.step, "seed": trainer.seed, "minutes": round(trainer.seconds / 60, 1)}
-    with torch.device("meta"):
+    with torch.device("meta"):      # no memory for weights that are replaced at once
         average = build_network(preset.network)
     average.load_state_dict(state["ema"], assign=True)
     try:
@@ -789,7 +797,8 @@ def save(trainer, out, made):
 def load_checkpoint(trainer, out):
     """Continue from a run's newest checkpoint, whatever number of processes saved it.
 
-    Raises ValueError if there is none, if it is damaged, or if it is another run's.
+    Of what `run_config` lists, only the number of steps may differ: that makes a run longer or shorter.
+    Raises ValueError if there is no checkpoint, if it is damaged, or if it is another run's.
     """
     path, mine = ([None] + checkpoints(out))[-1], run_config(trainer)
     if path is None:
@@ -817,8 +826,12 @@ def checkpoints(out):
 # --- Many processes ----------------------------------------------------------------------------------
 
 # torchrun starts the same program several times. Each process computes its share of a batch; in `backward` their
-# gradients are averaged, and all take the same step. DDP keeps a whole copy of the model in each process, FSDP2 a
-# piece. BLOCKS are what is computed again, or gathered from all processes, at a time.
+# gradients are averaged, and all take the same step. With DDP each process keeps a whole copy of the model, with FSDP2
+# a piece of it, for models that do not fit.
+#
+# Two savings of memory work block by block: FSDP2 gathers one block's weights at a time, and activation checkpointing
+# keeps only what goes into a block and computes the rest again when `backward` needs it. A smaller unit would mean more
+# messages, a larger one more memory at once. BLOCKS are those units.
 BLOCKS = unet.ResBlock, unet.TextAttention, transformer.Block
 
 
@@ -828,7 +841,7 @@ def rank_and_world_size():
 
 
 def join_processes(device):
-    """Under torchrun, join the others, on a GPU of one's own. -> the device"""
+    """Under torchrun, join the other processes; each takes a GPU of its own. -> the device"""
     if "RANK" in os.environ:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -838,25 +851,27 @@ def join_processes(device):
 
 
 def parallelize(model, ema, compute):
-    """Prepare a model and its average for the processes. -> what is asked in training: the model, or DDP around it
+    """Prepare a model and its average for the processes. -> what training calls: the model, or DDP around it
 
-    With FSDP2 each process keeps a piece of every weight, and of what belongs to it. A block's weights are gathered
-    when it is their turn and dropped after it; of the summed gradients each process keeps its piece. So eight GPUs hold
-    one copy of the paper's model together, instead of eight.
+    With FSDP2 each process keeps a piece of every weight, and of its gradient, average and optimiser state. A block's
+    weights are gathered when its turn comes and dropped after it, and of the averaged gradients each process keeps only
+    its piece. So eight GPUs hold one copy of the paper's model together, instead of eight.
     """
     if compute.activation_checkpointing:
         for part in model.modules():
-            if isinstance(part, BLOCKS):      # keeps its inputs only, and is computed again on the way back
+            if isinstance(part, BLOCKS):
                 part.forward = partial(checkpoint, part.forward, use_reentrant=False)
     if compute.shard:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
         for part in [*model.modules(), *ema.modules()]:
             if isinstance(part, BLOCKS):
                 fully_shard(part)
-            if isinstance(part, unet.TextAttention):      # its weights are wanted there too, not in `forward` alone
-                register_fsdp_forward_method(part, "project_text")     # of a module that is divided already
+            # Weights are gathered for `forward` alone, unless FSDP2 is told of other methods that use them.
+            if isinstance(part, unet.TextAttention):
+                register_fsdp_forward_method(part, "project_text")     # after fully_shard, or it has no effect
         fully_shard(model)
-        fully_shard(ema, reshard_after_forward=True)     # drawing has no way back, which would let go of them
+        # What is outside of blocks stays gathered until `backward`, by default; drawing has none, so it must be told.
+        fully_shard(ema, reshard_after_forward=True)
         if isinstance(ema, unet.UNet):
             register_fsdp_forward_method(ema, "prepare")       # samplers call it once, before `forward`
     elif dist.is_initialized():
@@ -868,17 +883,21 @@ def all_gather(own):
     """Rows [n, …] of every process, together [B, …] in the batch's order, with a gradient for one's own."""
     if not dist.is_initialized():
         return own
-    # Each process has the whole loss: the gradients of all of them arrive here summed, and are averaged afterwards.
-    # Example i of process r has place i·ranks + r in the batch.
+    # Each process computes the whole loss, so from each a gradient arrives here for these rows. They are summed, which
+    # counts each row once for every process, and the averaging of DDP or FSDP2 divides by that number again.
+    # Example i of process r has place i·ranks + r in the batch, so the processes are interleaved: [n, ranks, …].
     return torch.stack(torch.distributed.nn.functional.all_gather(own), dim=1).flatten(0, 1)
 
 
 # --- What you see ------------------------------------------------------------------------------------
 
+# The loss is an average over all timesteps, and hardly moves any more when images still become better. So a run shows
+# drawings too. What a person looks for in them is colours first, then shapes, then which thing is where.
 @torch.no_grad()
 def draw_samples(trainer):
-    """The first sixteen captions, drawn with the averaged weights and always the same noise: what differs from the last
-    time is the model. -> a PIL image: each real image, or what was known of it, is followed by its drawing"""
+    """The first sixteen captions, drawn with the averaged weights and always the same noise, so that what differs from
+    the last time is the model. -> a PIL image, in which each real image (for inpainting, what is known of it) is
+    followed by its drawing"""
     preset, n, g = trainer.preset, 16, torch.Generator().manual_seed(0)
     images, captions, _, _ = zip(*(trainer.data[i] for i in range(n)))
     rngs = [tokenizer.seeded_rng("samples", i) for i in range(n)]
@@ -896,8 +915,8 @@ def draw_samples(trainer):
 def save_curve(lines, path):
     """The loss of every step in the log, in grey, and its running mean.
 
-    One batch's loss depends most on which timesteps it drew, so single values jump about and the mean tells. A curve
-    that goes flat does not mean that nothing is learned: images improve long after.
+    A batch's loss depends much on chance, on its images and its noise, so single values jump about; look at the mean. A
+    curve that goes flat does not mean that nothing is learned: images go on improving for a long time.
     """
     from matplotlib.figure import Figure        # here, so that importing this file stays quick
     finite = [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
@@ -912,7 +931,8 @@ def save_curve(lines, path):
 
 
 def log_step(trainer, out, metrics, seconds):
-    """A line in log.jsonl (in runs of millions of steps for one step in many), and the line of progress."""
+    """A line in log.jsonl and the line of progress: one for every step, or in a long run for one step in many, so that
+    the log has at most about 5,000 lines."""
     step, steps, live = trainer.step, trainer.preset.train.steps, sys.stdout.isatty()
     metrics = {"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
                "lr": trainer.optimizer.param_groups[-1]["lr"], "skipped": trainer.skipped_steps,
@@ -928,19 +948,23 @@ def log_step(trainer, out, metrics, seconds):
 
 
 def read_log(path):
-    """The lines of a log.jsonl, [] if there is none. A power cut or a full disk may have left parts of lines."""
+    """The lines of a log.jsonl as dictionaries; [] if there is none. Lines that a power cut or a full disk has left
+    incomplete are skipped."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}") and line.rfind("{") == 0]
 
 
 def log_once(text):
-    """A message from one process, on a line of its own."""
+    """Print a message once, from the first process only, and not in the middle of the line of progress."""
     if rank_and_world_size()[0] == 0:
         print(("\n" if sys.stdout.isatty() else "") + text, file=sys.stderr, flush=True)
 
 
 # --- The command line --------------------------------------------------------------------------------
 
+# The fields of TrainConfig and ComputeConfig become options by themselves (`add_options`). A value is looked for on the
+# command line first, then in FULL_WORLD, then in the preset. So an option that was not given must not bring a default
+# of its own: argparse.SUPPRESS leaves it out, and `given` collects the others.
 def path_name(text):
     """A type for argparse: a path, in which ~ is the home folder."""
     return Path(text).expanduser()
@@ -981,7 +1005,8 @@ def arguments(argv=None):
 
 
 def chosen_words(args, init, data, room):
-    """The tokenizer: the one that is given, init's, or one trained on the captions; None is the little world's."""
+    """The tokenizer: the one of --vocab, or init's, or one trained on the captions of --data, in this order. None
+    stands for the little world's. room is the number of tokens that the network has vectors for."""
     words = tokenizer.load_tokenizer(init) if init else None
     if args.vocab:
         read = tokenizer.CLIPTokenizer.from_file if args.kind == "clip" else tokenizer.BPETokenizer.from_gpt2
@@ -995,7 +1020,7 @@ def chosen_words(args, init, data, room):
 
 
 def command(args):
-    """What the command line asks for, done."""
+    """Do what the command line asks for: find the preset, the data and the tokenizer, and train."""
     preset, data = PRESETS[args.preset][args.kind], None
     out = args.out or OUTPUTS / "-".join(["train"] + [args.preset] * (args.preset != "tiny") + [args.kind])
     if args.init_from is None and args.preset == "tiny" and "inpaint" in args.kind:
@@ -1018,14 +1043,16 @@ def command(args):
 
 
 def run(command, args, name):
-    """command(args) -> exit status; what you can mend ends in one line. The way out of every command line here."""
+    """command(args) -> exit status. An error that the user can do something about ends in one line, without a
+    traceback. 09 and the lessons' scripts leave through here too."""
     sys.stdout.reconfigure(errors="replace")      # a console that lacks a character shows a ? instead
     sys.stderr.reconfigure(errors="replace")
     try:
         command(args)
         return 0
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, AssertionError) as e:
-        # What torch says of memory, devices and compilers is for you to mend; other such errors are faults of ours.
+        # Errors of these two kinds are ours, and keep their traceback, unless torch speaks of memory, a device or a
+        # compiler, which only the user can change.
         yours = any(word in str(e) for word in ("memory", "device", "CUDA")) or getattr(args, "compile", "")
         if isinstance(e, (RuntimeError, AssertionError)) and not yours:
             raise
