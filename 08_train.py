@@ -892,7 +892,7 @@ def all_gather(own):
 # --- What you see ------------------------------------------------------------------------------------
 
 # The loss is an average over all timesteps, and hardly moves any more when images still become better. So a run shows
-# drawings too. What a person looks for in them is colours first, then shapes, then which thing is where.
+# drawings too: in them colours come out right first, then shapes, and last which thing is where.
 @torch.no_grad()
 def draw_samples(trainer):
     """The first sixteen captions, drawn with the averaged weights and always the same noise, so that what differs from
@@ -932,7 +932,7 @@ def save_curve(lines, path):
 
 def log_step(trainer, out, metrics, seconds):
     """A line in log.jsonl and the line of progress: one for every step, or in a long run for one step in many, so that
-    the log has at most about 5,000 lines."""
+    the log stays below 10,000 lines."""
     step, steps, live = trainer.step, trainer.preset.train.steps, sys.stdout.isatty()
     metrics = {"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
                "lr": trainer.optimizer.param_groups[-1]["lr"], "skipped": trainer.skipped_steps,

@@ -1,28 +1,28 @@
 r"""
 09 · A prompt becomes a picture.
 
-Everything is there; this file puts it in a row. The words become tokens, noise becomes a small image under guidance,
-the small image becomes a large one:
+All the parts are there; this file puts them in a row. The words become tokens, noise becomes a small image under
+guidance, the small image becomes a large one:
 
     "a red heart" ─► tokens, mask ─┬─► base model, guided, 25 steps ─► 16×16 ─► 8 bits ─┐
                                    └──────────────────── upsampler, 27 steps ◄──────────┘ ─► 64×64 ─► a PNG file
 
-It adds to 08: use. It knows one thing, a folder of weight files (03), each of which says what it is: base.pt,
-upsampler.pt, for drawing into an image inpaint.pt and inpaint-upsampler.pt, and clip.pt, the noised CLIP of 05. The
-small weights of the course, your own, and OpenAI's after lessons/12_released.py has fetched and converted them, are
-all such folders, and the same lines draw 16 pixels on a laptop and 256 on a GPU. Left out: how often what is drawn is
-right (lessons/10_judge.py).
+It adds to 08: use. Models come as a folder of weight files (03), each of which says what it is: base.pt, upsampler.pt,
+for drawing into an image inpaint.pt and inpaint-upsampler.pt, and clip.pt, the noised CLIP of 05. The small weights of
+the course, your own, and OpenAI's after lessons/12_released.py has fetched and converted them, are all such folders,
+and the same lines draw 64 pixels on a laptop and 256 on a GPU. Left out: how often what is drawn is right
+(lessons/10_judge.py).
 
-Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: base and upsampler; section 5: guidance); the numbers
-of steps and the inpainting upsampler's sampler: the released notebooks; from a sketch: SDEdit, Meng et al. 2021,
+Papers: GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 4: base and upsampler; section 5: guidance); the
+upsampler's 27 steps, and its sampler when it inpaints: the released notebooks; from a sketch: SDEdit, Meng et al. 2021,
 arXiv 2108.01073 (section 3.2).
 
     python 09_sample.py "a red heart above a blue umbrella"                                    about five seconds
     python 09_sample.py "a small green star" --n 8 --seed 3 --scale 5 --steps 50 --sampler ddpm
     python 09_sample.py "a red heart to the left of a blue star" --image x.png --box 0.5,0,1,1   into its right half
-    python 09_sample.py "a large red sun" --init sketch.png --strength 0.6                       makes a sketch an image
-    python 09_sample.py "two green stars" --n 2 --rerank 8               draws 8, keeps the 2 that fit best, says CLIP
-    python 09_sample.py "a pair of glasses" --weights my-weights         what 08 has learned from images of your own
+    python 09_sample.py "a large red sun" --init sketch.png --strength 0.6               turns a sketch into an image
+    python 09_sample.py "two green stars" --n 2 --rerank 8               draws 8, keeps the 2 that CLIP says fit best
+    python 09_sample.py "a pair of glasses" --weights my-weights         weights that 08 made from images of your own
     python 09_sample.py "an oil painting of a corgi" --preset filtered   OpenAI's weights
 
 It writes the picture and, next to it, a strip of what the model believed on the way, and prints the seed.
@@ -60,18 +60,22 @@ FOLDERS = {"tiny": unet.WEIGHTS, "small": unet.WEIGHTS / "small", "filtered": CA
 
 # --- Models ------------------------------------------------------------------------------------------
 
+# From a folder to something that can be called: `Weights` finds the files of a folder and checks that they belong
+# together; of each it makes a `Model`, or a `Clip` if it holds the CLIP. The checks come before any drawing, because a
+# wrong combination raises no error in torch; it draws nonsense.
+#
 # A network's input channels tell its kind: 3 of x, 3 of low_res if it enlarges (07), 4 of a known part (06)
 KINDS = {3: "base", 6: "upsampler", 7: "inpaint", 10: "inpaint-upsampler"}
 
 
 # Weights alone are of no use: with another schedule, tokenizer or image size the same numbers draw noise. So a weight
-# file holds all of these, and a Model is what a file has become.
+# file holds all of these, and a Model has them ready for use.
 @dataclass
 class Model:
-    """A U-Net with all that sampling from it takes."""
+    """A U-Net with all that is needed to sample from it."""
 
     kind: str             # "base", "upsampler", "inpaint" or "inpaint-upsampler"
-    denoiser: object
+    denoiser: object      # the U-Net as 04 defines it: whatever the network predicts, this answers ε (07)
     config: unet.UNetConfig
     diffusion: diffusion.DiffusionConfig
     size: int             # of its images
@@ -82,7 +86,7 @@ class Model:
 
     @classmethod
     def load(cls, path, device="cpu", dtype=None):
-        """The model of a weight file. dtype None: what `usual_dtype` says.
+        """The model of a weight file. dtype None: the one that `usual_dtype` chooses.
 
         Raises FileNotFoundError or ValueError, one line each.
         """
@@ -100,32 +104,34 @@ class Model:
                    tokenizer.load_tokenizer(saved), device, saved["world"], saved.get("verbatim", False))
 
     def encode(self, prompts):
-        """Tokens and mask, [B, K] each, by name."""
+        """Prompts -> {"tokens": [B, K], "mask": [B, K]}, as the denoiser takes them."""
         words = [as_trained(prompt, self.verbatim) for prompt in prompts]
         return transformer.encode(words, self.tokenizer, self.config.text.context, self.device)
 
 
 def as_trained(prompt, verbatim):
-    """A prompt as the captions were that a model was trained on: OpenAI's as they are, ours with tidy white space. An
-    extra space is a token that ours have never seen, and they draw something else."""
+    """A prompt in the form of the captions that a model was trained on: verbatim for OpenAI's models, with tidy white
+    space for ours. To ours an extra space is a token that they have never seen, and they would draw something else."""
     return prompt if verbatim else train.tidy(prompt)
 
 
-LARGE = 128     # channels from which 16 bits, and channels last in memory, make a network faster
+# From this many channels on, a network is faster in 16 bits and with the channels last in memory; smaller ones gain
+# nothing.
+LARGE = 128
 
 
 def usual_dtype(config, device):
-    """The numbers to sample with: 16 bits, where they are fast and the network is large enough to gain by them."""
+    """The dtype to sample with: 16 bits where they are fast and the network is large enough to gain by them."""
     return train.fast_dtype(device) if config.channels >= LARGE else torch.float32
 
 
 def to_dtype(network, dtype):
-    """A U-Net in numbers of this type, all but its last layer.
+    """A U-Net with its weights, except for those of the last layer, converted to this type.
 
-    For sampling, unlike training (08), the weights themselves may be short: nothing small is ever added to them. That
-    halves the memory, and the time to read it. The softmax and the norms' statistics are float32 inside torch's
-    operators whatever comes in; the last layer stays float32 because samplers divide its answer by √ᾱ, which makes an
-    error in it large. Channels last: what a convolution's matrix product reads together lies together in memory.
+    For sampling, unlike training (08), the weights themselves may have 16 bits: no small change is ever added to them.
+    That halves the memory, and the time to read it. The softmax and the norms' statistics are float32 inside torch's
+    operators whatever comes in; the last layer stays float32 because samplers divide its answer by √ᾱ, which enlarges
+    any error in it. Channels last: what a convolution's matrix product reads together lies together in memory.
     """
     network.to(dtype)
     network.output.float()
@@ -154,13 +160,13 @@ class Clip:
 
 
 class Weights:
-    """A folder of weight files, as the models of one drawing: `load` makes them, one at a time.
+    """The models that one drawing needs, in a folder of weight files. `load` makes them, one at a time.
 
     Only the headers are read here, and checked together: what does not fit is refused before anything is drawn.
 
-    inpaints  whether an image is drawn into: then inpaint.pt and inpaint-upsampler.pt go before the plain models
+    inpaints  whether an image is drawn into: then inpaint.pt and inpaint-upsampler.pt, if there are any, are preferred
     clip      whether a CLIP is needed
-    Raises FileNotFoundError or ValueError, one line each. A folder without an upsampler draws small images.
+    Raises FileNotFoundError or ValueError, one line each. Without an upsampler in the folder the images stay small.
     """
 
     def __init__(self, folder=unet.WEIGHTS, *, inpaints=False, clip=False, device="cpu", dtype=None):
@@ -169,9 +175,10 @@ class Weights:
             raise ValueError(f"{folder} is a file; --weights takes a folder that holds base.pt, upsampler.pt, …")
         for stage, tuned in ("base", "inpaint"), ("upsampler", "inpaint-upsampler"), ("clip", None):
             path = self.folder / f"{tuned if inpaints and self.has(tuned) else stage}.pt"
+            # A base model there must be, and a CLIP if it is asked for: `read` complains if they are missing.
             if stage == "base" or clip and stage == "clip" or stage == "upsampler" and path.exists():
                 self.saved[stage] = path, self.read(path)
-        # A network of 16 pixels runs at 64 too, and draws nonsense there. So the files are checked against each other.
+        # A network that was trained on 16 pixels also runs on 64, and draws nonsense. So sizes are compared here.
         sizes = {stage: saved["size"] for stage, (_, saved) in self.saved.items()}
         expected = {"base": sizes["base"], "upsampler": upsample.FACTOR * sizes["base"], "clip": sizes["base"]}
         if wrong := [stage for stage in sizes if sizes[stage] != expected[stage]]:
@@ -186,7 +193,8 @@ class Weights:
         return (self.folder / f"{kind}.pt").exists()
 
     def read(self, path):
-        """A file's header; for one that is missing, a sentence that says where it comes from."""
+        """What `unet.read_weights` returns for a file, checked. Raises FileNotFoundError, which says where such a file
+        comes from, or ValueError, which says what is wrong with it."""
         if path.exists():
             saved = unet.read_weights(path)
             if lacking := {"size", "diffusion", "tokenizer", "world"} - set(saved):
@@ -201,7 +209,7 @@ class Weights:
         raise FileNotFoundError(f"there is no {path.name} in {self.folder}; {how}")
 
     def load(self, stage):
-        """The Model of a stage, "base" or "upsampler", or the Clip of "clip"."""
+        """The Model of a stage, "base" or "upsampler"; for "clip" a Clip."""
         path, saved = self.saved[stage]
         if stage == "clip":
             network = guidance.NoisedCLIP.from_saved(saved, path).to(self.device)
@@ -215,17 +223,19 @@ class Weights:
 
 # --- Drawing into an image, and over one -------------------------------------------------------------
 
-# People bring images of any size and shape; a model has one size. Two conversions are kept apart here. On the way in,
-# image and mask become tensors at each model's size. On the way out, only the hole is taken from what was drawn:
-# outside it each pixel of the person's own image comes back untouched, not a copy that went through 64 pixels.
+# People bring images of any size and shape; a model has one size. So there is a conversion on the way in, where image
+# and mask become tensors at each model's size (`InpaintInput.at`), and another on the way out (`composite`), where only
+# the hole is taken from what was drawn: outside it each pixel of the person's own image comes back untouched, not a
+# copy that went through 64 pixels. An image that is drawn *over*, such as a sketch, needs only `pixels`.
 #
 # A mask *file* is white where something is to be drawn, as a painter would mark it; a mask *tensor* is 1 where the
 # image is known, as the network was taught (06). `InpaintInput.at` is the only place where the one becomes the other:
-# turned round twice, it would keep the hole and draw over the rest.
+# inverted once more, a mask would keep the hole and draw over the rest.
 def pixels(image, size):
     """An RGB image of any size as [1, 3, size, size] in [-1, 1].
 
-    Made smaller, a pixel is the mean of those that it covers, as in training; made larger, it is interpolated.
+    If the image is larger, each new pixel is the mean of those that it covers, as in training; if it is smaller, new
+    pixels are interpolated.
     """
     filter = Image.BOX if min(image.size) >= size else Image.BICUBIC
     return torch.from_numpy(np.array(image.resize((size, size), filter))).permute(2, 0, 1)[None] / 127.5 - 1
@@ -233,10 +243,11 @@ def pixels(image, size):
 
 @dataclass
 class InpaintInput:
-    """An image of any size and a mask, as both models want them, and as the result comes back.
+    """An image of any size with a mask: the two in the form that each model wants, and the way back from a result.
 
-    The mask has the base model's pixels at every size: what that left alone, the upsampler must not redraw. A pixel is
-    drawn if any part of its cell is white, so thin lines count.
+    At every size the hole consists of whole pixels of the base model. Its edge is then the same for both models, and
+    the upsampler cannot redraw what the base model left alone. A pixel is drawn if any part of it is white in the mask,
+    so that thin lines count.
     """
 
     image: Image.Image    # RGB
@@ -245,22 +256,26 @@ class InpaintInput:
 
     def hole(self, size):
         """White where something is drawn: an L image of size (w, h), in squares of the base model's pixels."""
-        white = np.asarray(self.mask) >= 128
-        for _ in range(2):      # rows, then columns: does a cell hold any white?
+        white = np.asarray(self.mask) >= 128                                                    # [H, W]
+        # Do the rows of cell i hold any white? They go from ⌊i·H/small⌋ to ⌈(i+1)·H/small⌉: a row that lies in two
+        # cells counts for both. Turned by .T, the columns are treated likewise, and turned back.
+        for _ in range(2):
             edges = [(i * len(white) // self.small, -(-(i + 1) * len(white) // self.small)) for i in range(self.small)]
             white = np.array([white[begin:end].any(0) for begin, end in edges]).T
         return Image.fromarray(white.astype(np.uint8) * 255).resize(size, Image.NEAREST)
 
     def at(self, size, device, count):
         """-> images [count, 3, size, size] in [-1, 1] and their masks [count, 1, size, size], 1 = known."""
-        known = torch.from_numpy(np.array(self.hole((size, size)))) == 0     # white = draw becomes 1 = known: here
+        known = torch.from_numpy(np.array(self.hole((size, size)))) == 0     # here white = draw becomes 1 = known
         known = known.to(device, torch.float32).expand(count, 1, -1, -1)
         return pixels(self.image, size).to(device).expand(count, -1, -1, -1), known
 
     def composite(self, drawn):
-        """A drawn image, uint8 [3, H, W], at the known one's size, with the known pixels themselves: the same type."""
+        """A drawn image, uint8 [3, H, W] -> uint8 [3, H', W'], the size of the known image, whose own pixels it has
+        everywhere outside the hole."""
         page, size = Image.fromarray(drawn.permute(1, 2, 0).numpy()), self.image.size
-        # An image made of squares, as the tiny models' pictures are saved, stays one; others are smooth.
+        # Pictures of the tiny models are saved with each pixel as a square. Drawing into such a picture gives squares
+        # again; into any other, smooth transitions.
         reduced = self.image.resize(page.size, Image.BOX)
         squares = not (size[0] % page.width or size[1] % page.height) and reduced.resize(size, 0) == self.image
         page = page.resize(size, Image.NEAREST if squares else Image.BICUBIC)
@@ -270,23 +285,26 @@ class InpaintInput:
 
 # --- The pipeline ------------------------------------------------------------------------------------
 
-# From the outside in: `generate` makes images of a prompt, in batches; `sample_base` and `sample_upsampler` are its two
-# stages, each a few lines that put together what 04 to 07 defined; `Options` say how one usually samples.
+# From the inside out: `Options` says how a stage samples, and `default_options` how it usually does; `sample_base` and
+# `sample_upsampler` are the two stages, each a few lines that put together what 04 to 07 defined; `generate` runs one
+# after the other, in batches. Guidance, inpainting and sketches are no separate pipelines. Each only changes what one
+# sampler is given: another denoiser, an x0_fn, a grad_fn, another x_T.
 @dataclass(frozen=True)
 class Options:
-    """How a stage samples. Few steps are coarse, many are slow; a low scale lets the prompt slip, a high one makes
-    loud images that are all alike (05). batch is a matter of memory alone."""
+    """How a stage samples. Few steps are coarse, many are slow; with a low scale the prompt is often missed, with a
+    high one images become garish and all alike (05). batch changes memory and speed, not the images."""
 
     steps: str = "25"         # see diffusion.respace
     sampler: str = "ddim"     # "ddim", "ddpm" or "dpm"
     scale: float = 3.0        # of guidance; the upsampler has none
     batch: int = 64           # images at a time
     guide: str = "free"       # "free": classifier-free guidance; "clip": the noised CLIP's gradient
-    strength: float = 1.0     # with an image to begin with: how much of the way from noise is left to the model
+    strength: float = 1.0     # how far towards pure noise an image to begin with is taken, 0 to 1
 
 
 def default_options(model):
-    """The habits of the released notebooks and of the reports (150 steps) for large models; else 25 DDIM steps."""
+    """For large models the settings of the released notebooks, with 150 steps instead of their 100; for small ones 25
+    steps of DDIM, which needs fewer than DDPM (04)."""
     large, inpaints = model.size >= (256 if "upsampler" in model.kind else 64), "inpaint" in model.kind
     if "upsampler" in model.kind:
         return Options("fast27", "ddpm" if inpaints else "ddim", 1.0, 2 if large else 64)
@@ -295,8 +313,8 @@ def default_options(model):
 
 
 def around_known(known, model, count):
-    """-> what a model is shown of an InpaintInput, for `count` images, and the x0_fn that puts its known part into each
-    predicted x_0. A model that was not trained to look is shown nothing, and draws around it as well as it can (06)."""
+    """-> (what a model is shown of an InpaintInput, for `count` images; the x0_fn that puts the known part into each
+    predicted x_0). A model that has no inputs for it is shown nothing: the x0_fn must do alone, and seams show (06)."""
     if known is None:
         return {}, None
     image, mask = known.at(model.size, model.device, count)
@@ -596,7 +614,8 @@ def command(args):
     out, progress = args.out or OUTPUTS / f"{name}-{seed}.png", Progress()
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
-    # Both files are ours from here on, before the first step: nobody else writes there, and nothing stays after an error.
+    # Both files exist from here on, before the first step, so that no other run takes their names. If this one fails,
+    # they are removed.
     with new_file(out, free=not args.out) as out, new_file(out.with_name(f"{out.stem}-steps.png"), free=True) as strip:
         print(", ".join([repr(args.prompt), f"seed {seed}", *(f"{name} {value}" for name, value in changes.items())]))
         images = generate(args.prompt, weights, n=args.n, seed=seed, rerank=args.rerank, known=known, init=init,
