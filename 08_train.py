@@ -392,12 +392,12 @@ class OwnImages(Dataset):
         epoch, place = divmod(position, len(self))
         number = self.window(epoch, place // (BLOCK * MIXED))[place % (BLOCK * MIXED)]
         source = int(np.searchsorted(self.ends, number, side="right"))
-        return json.loads(self.lines(source)[number - self.ends[source]])
+        return json.loads(self.lines(source)[number - self.ends[source]])     # a negative index, from the source's end
 
     def __getitem__(self, position):
         """-> uint8 [3, size, size], its caption, twice, and [(reason, name)] of the examples that it replaces
 
-        Twice, because nobody knows what else the image shows: see the four things of an example, above.
+        Twice, because the second is to say all that the image shows, and here nobody knows more than the first says.
         """
         reasons = []
         rng = tokenizer.seeded_rng("square", self.seed, position)

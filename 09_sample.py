@@ -75,7 +75,7 @@ class Model:
     """A U-Net with all that is needed to sample from it."""
 
     kind: str             # "base", "upsampler", "inpaint" or "inpaint-upsampler"
-    denoiser: object      # the U-Net as 04 defines it: whatever the network predicts, this answers ε (07)
+    denoiser: object      # the U-Net as a denoiser (04): whatever the network predicts, this answers ε
     config: unet.UNetConfig
     diffusion: diffusion.DiffusionConfig
     size: int             # of its images
@@ -326,20 +326,22 @@ def sample_base(model, prompts, options=None, *, generator, clip=None, known=Non
     """The base model's images [B, 3, S, S] in [-1, 1].
 
     options    None: `default_options(model)`
-    generator  a torch.Generator, or a list of one for each image
+    generator  a torch.Generator, or a list of them, one for each image
     clip       a Clip, for options.guide "clip";  known  an InpaintInput: draw only into its hole
     init       an RGB image to begin with; options.strength says how little of it stays
     callback   as for the samplers (04)
 
-    Both ways of guiding [GLIDE section 2.3 and 2.4] end in one call of a sampler: classifier-free guidance is another
-    denoiser, CLIP's a gradient that is added on the way. One or the other, as the paper compares them.
+    Both ways of guiding [GLIDE section 2.3 and 2.4] end in one call of a sampler: classifier-free guidance gives it
+    another denoiser, CLIP guidance a gradient to add at each step. The two are not combined: the paper, too, compares
+    one with the other.
     """
     how = options or default_options(model)
     process = diffusion.Diffusion.from_config(model.diffusion, how.steps, how.strength if init else 1.0)
     x_T = diffusion.gaussian(torch.empty(len(prompts), 3, model.size, model.size, device=model.device), generator)
     if init:
-        # The image is noised until its details are drowned and its composition is not, and only the rest of the way
-        # is sampled, to an image that the model finds likely [SDEdit section 3.2].
+        # The image is noised until its details are drowned but its composition is not, and sampling starts there
+        # instead of at pure noise. It leads to an image of that composition that the model finds likely.
+        # x_t = √ᾱ_t·init + √(1-ᾱ_t)·ε   at the noisiest t that is kept   [SDEdit section 3.2]
         t = torch.full((len(prompts),), process.timesteps[-1])
         x_T = process.q_sample(pixels(init, model.size).to(x_T), t, x_T)
     shown, x0_fn = around_known(known, model, len(prompts))
@@ -354,8 +356,8 @@ def sample_base(model, prompts, options=None, *, generator, clip=None, known=Non
 def sample_upsampler(model, low_res, prompts, options=None, *, generator, known=None, callback=None):
     """[B, 3, S, S] -> [B, 3, 4S, 4S], conditioned on the small images and the prompts; arguments as for `sample_base`.
 
-    How closely the prompt is followed has been decided at the small size; guidance here would double the cost of the
-    most expensive steps, those on sixteen times as many pixels, for what is settled.
+    Without guidance: how closely the prompt is followed has been decided at the small size, and guidance would double
+    the cost of the most expensive steps, those on sixteen times as many pixels.
     """
     how = options or default_options(model)
     process = diffusion.Diffusion.from_config(model.diffusion, how.steps)
@@ -366,24 +368,27 @@ def sample_upsampler(model, low_res, prompts, options=None, *, generator, known=
 
 def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init=None, callback=None,
              upsampler_steps=None, **changes):
-    """A prompt becomes images: uint8 [n, 3, H, W]. The k-th image depends on the seed and k alone.
+    """A prompt becomes images: uint8 [n, 3, H, W]. The k-th image's random numbers depend on the seed and k alone.
 
     weights   a Weights; None: the small ones of the course
-    rerank    draw this many small images and enlarge the n of them that fit the prompt best, says the noised CLIP
+    rerank    draw this many small images, and enlarge only the n that fit the prompt best according to the noised CLIP
     known, init   as for `sample_base`;  changes  of the base model's default Options, such as scale=5
-    callback(stage, x0, done, total)  is told of every step: "base" or "upsampler", the predicted x_0, steps
-    Raises ValueError where numbers overflowed (float16 ends at 65,504).
+    callback(stage, x0, done, total)  is called at every step: "base" or "upsampler", the predicted x_0, the number of
+              steps done in this batch, and of all of them
+    Raises ValueError if numbers overflowed (float16 ends at 65,504).
     """
     weights = weights or Weights(inpaints=known is not None, clip=bool(rerank) or changes.get("guide") == "clip")
     clip = weights.load("clip") if "clip" in weights.saved else None
 
     def stage(name, n, draw, **changes):
-        """All images of a stage, a batch at a time. Its model is in memory no longer than that."""
+        """All images of a stage, a batch at a time. Its model leaves memory at the end, since `model` is local: the two
+        stages need not fit side by side."""
         model, images = weights.load(name), []
         how = replace(default_options(model), **changes)
         for places in torch.arange(n).split(how.batch):
-            # With one source of random numbers for all, an image would depend on how many stand before it. These live
-            # on the CPU, whose numbers are the same on every machine; the two stages must not begin with one noise.
+            # A generator for each image. With one for all, an image would depend on how many are drawn before it. They
+            # are on the CPU, because GPUs draw other numbers from the same seed; and the stage's name is part of the
+            # seed, because the two stages must not begin with the same noise.
             generator = [diffusion.seeded_generator(seed, name, int(k)) for k in places]
             steps = len(diffusion.Diffusion.from_config(model.diffusion, how.steps, how.strength).timesteps)
             done = count(1)
@@ -400,8 +405,9 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
         return sample_upsampler(model, images[places], *given, known=known, **options)
 
     images = stage("base", rerank or n, draw_base, **changes)
-    # A model that draws a caption right half of the time draws it right nearly always if one may choose among many: of
-    # 16 tries, all are wrong once in 65,536. The CLIP chooses, by clean small images; only the best are enlarged.
+    # A model that draws a caption right half of the time nearly always has a right one among many: that all of 16 are
+    # wrong happens once in 2^16 = 65,536 times. The CLIP chooses, and sees finished images (t = 0). It does so before
+    # the upsampler, whose steps cost the most.
     if rerank:
         similarity = clip.similarity(images, [prompt] * len(images))
         images = images[similarity.argsort(descending=True)[:n].to(images.device)]
@@ -415,8 +421,11 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
 
 # --- The command line --------------------------------------------------------------------------------
 
+# Here what a person types and the files that a person has become the arguments of `generate`. First come readers and
+# checks, one for each kind of input, each with a message that says what to do instead; then `Progress`, which shows
+# what happens; last `command`, which runs everything in order.
 def read_image(path, mode="RGB"):
-    """A person's image file: see inpaint.open_image. ValueError, one line, for what is none."""
+    """A person's image file: see inpaint.open_image. Raises ValueError, one line, if it is not an image."""
     try:
         return inpaint.open_image(path, mode)
     except FileNotFoundError:
@@ -484,8 +493,9 @@ def read_init(args):
 
 
 def check_prompt(prompt, weights):
-    """ValueError for a prompt that the little world's models cannot know how to draw: they would not refuse, but draw
-    something, and one would blame the sampler. Of others, a prompt that is too long is said to be cut."""
+    """Raise ValueError for a prompt that the little world's models have never learned to draw. They would draw
+    something all the same, and one would blame the sampler. Print a note if a prompt is so long that it is cut.
+    """
     if not prompt.strip():
         raise ValueError('the prompt is empty; try "a red heart above a blue umbrella"')
     if weights.header("world"):
@@ -504,8 +514,8 @@ def check_prompt(prompt, weights):
 class Progress:
     """The progress line, and the strip of predicted images.
 
-    It keeps not x_t but x̂_0, what the model believes at each step that the image will be: a blurred average at first,
-    which becomes certain, and one sees at which step it is decided what is drawn.
+    The strip shows not x_t, which is mostly noise, but x̂_0, the image that the model expects at each step. It is a
+    blurred average at first and becomes sharp, so one sees at which step it is decided what is drawn.
     """
 
     def __init__(self):
@@ -513,7 +523,7 @@ class Progress:
 
     def __call__(self, stage, x0, done, total):
         """One step of a stage."""
-        if len(self.frames[stage]) < total:                # of the first image only
+        if len(self.frames[stage]) < total:                # the first image of the first batch; later ones are not kept
             self.frames[stage].append(diffusion.to_bytes(x0[:1]).cpu())
         live, seconds = sys.stderr.isatty(), time.time() - self.start
         line = f"{stage}: step {done} of {total} at {x0.shape[3]}×{x0.shape[2]}, {seconds:.1f} s"
@@ -521,7 +531,7 @@ class Progress:
             print("\r" * live + line, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     def strip(self, columns=8):
-        """The first image on its way, as a PIL image: x̂_0 of the base model in one row, of the upsampler below it."""
+        """How the first image came about, as a PIL image: x̂_0 of the base model in one row, of the upsampler below."""
         rows = []
         for frames in filter(None, self.frames.values()):
             chosen = [frames[round(i)] for i in np.linspace(0, len(frames) - 1, min(columns, len(frames)))]
@@ -537,7 +547,7 @@ class Progress:
 def new_file(path, free):
     """Yields a path that is ours to write: path or, if `free`, the first of path-2, path-3, … that does not exist.
 
-    The file is created at once, so that two runs never share one, and goes again if nothing was written to it.
+    The file is created at once, so that two runs never share one, and removed if nothing was written to it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -586,7 +596,7 @@ def arguments(argv=None):
 
 
 def command(args):
-    """A prompt, and what else the command line says, becomes a file and its strip.
+    """Do what the command line asks for: write a picture, and the strip that shows how it came about.
 
     All that can be refused is refused before the first step: a picture that took minutes must not be lost because its
     folder cannot be written. The seed is printed, so that any picture can be drawn again.
@@ -601,7 +611,9 @@ def command(args):
     known, init = read_known(args, weights.header("size")), read_init(args)
     changes = {name: getattr(args, name) for name in ("scale", "steps", "sampler", "batch")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    if args.guide == "clip":      # DDIM shifts x̂_0 itself, by more than an image where nearly all is noise (04)
+    # With CLIP guidance DDPM is the default. DDIM shifts x̂_0 itself by the gradient, at the noisy end by far more than
+    # an image's values, and does not clip it again (04); DDPM only shifts the mean of the next step.
+    if args.guide == "clip":
         changes = {"sampler": "ddpm", "guide": "clip"} | changes
     if known and weights.saved["base"][0].stem == "base":
         print(f"there is no inpaint.pt in {weights.folder}: base.pt draws around what is known without seeing it")
