@@ -98,7 +98,7 @@ def test_nothing_vanishes_uncounted(own):
     assert data.left_out == {f"a .{suffix} file": 1 for suffix in ("gif", "bmp", "heic", "tiff")}, \
         "what lies beside it is counted, each with its reason"
     data = own(CASES / "dots-in-names.tar")
-    assert len(data) + data.left_out.total() == 4, "all four: a name ends at the first dot, what does not fit is counted"
+    assert len(data) + data.left_out.total() == 4, "a name ends at its first dot; what does not fit is counted"
     assert "3 × b, 1 × a" == train.counted(Counter("abbb")), "the most frequent first"
 
 

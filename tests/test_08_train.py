@@ -455,6 +455,7 @@ def test_a_clip_sees_images_noised_as_the_base_model_does():
     x0 = diffusion.downsample(trainer.examples(0)[0], 16)
     process, t = diffusion.Diffusion.from_config(small.preset().diffusion), batch["t"]
     noise = (batch["x"] - process.extract(process.signal, t, x0) * x0) / process.extract(process.noise, t, x0)
+    assert t.min() < 20 and t.max() > 980, "at every timestep, for it guides at every step of a sampling loop"
     noise = noise[t > 50]                                                 # where there is enough of it to be measured
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02, "√ᾱ·x0 + √(1-ᾱ)·noise, by the base's schedule"
 
