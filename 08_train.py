@@ -753,7 +753,7 @@ def run_config(trainer):
     """Everything that decides what a run learns, as one flat dictionary. A run may only be continued with the same
     values: with others, its weights would be the result of no set of options that anybody could name."""
     preset, data = trainer.preset, trainer.data
-    parts = asdict(preset.network) | asdict(preset.diffusion) | asdict(preset.train)
+    parts = asdict(preset.network) | {"diffusion": asdict(preset.diffusion)} | asdict(preset.train)
     own = {"number of examples": len(data), "random_crop": data.random_crop} if isinstance(data, OwnImages) else {}
     return parts | own | {"world": trainer.world, "seed": trainer.seed, "tokenizer": trainer.words.merges}
 
@@ -1005,10 +1005,10 @@ def arguments(argv=None):
 
 
 def chosen_words(args, init, data, room):
-    """The tokenizer: the one of --vocab, or init's, or one trained on the captions of --data, in this order. None
+    """The tokenizer: init's, or the one of --vocab, or one trained on the captions of --data, in this order. None
     stands for the little world's. room is the number of tokens that the network has vectors for."""
     words = tokenizer.load_tokenizer(init) if init else None
-    if args.vocab:
+    if args.vocab and not init:       # weights that are to be continued know one vocabulary, their own
         read = tokenizer.CLIPTokenizer.from_file if args.kind == "clip" else tokenizer.BPETokenizer.from_gpt2
         words = read(args.vocab)
     elif data and not init:
@@ -1039,7 +1039,7 @@ def command(args):
           max_bad=args.max_bad, made={"command": shlex.join(["python", "08_train.py", *sys.argv[1:]])}, data=data,
           world=world, words=chosen_words(args, init, data, preset.network.text.vocab_size), seed=args.seed,
           compute=compute, init_from=args.init_from)
-    log_once(f"wrote {out / args.kind}.pt, and samples.png, loss.png and log.jsonl next to it")
+    log_once(f"wrote {out / args.kind}.pt, and next to it the loss, the log and, but for a CLIP, samples.png")
 
 
 def run(command, args, name):
@@ -1056,14 +1056,14 @@ def run(command, args, name):
         yours = any(word in str(e) for word in ("memory", "device", "CUDA")) or getattr(args, "compile", "")
         if isinstance(e, (RuntimeError, AssertionError)) and not yours:
             raise
-        error = str(e).strip().partition("\n")[0] or type(e).__name__
+        error = str(e).strip().partition("\n")[0] or {KeyboardInterrupt: "stopped"}.get(type(e), "out of memory")
         error += "; a smaller --batch needs less" * ("memory" in error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     who = f"{name}, process {os.environ['RANK']}" if "RANK" in os.environ else name
     print(f"{who}: {error}", file=sys.stderr, flush=True)
-    return 130 if error == "KeyboardInterrupt" else 2
+    return 130 if error == "stopped" else 2
 
 
 def main(argv=None):

@@ -173,7 +173,7 @@ class Weights:
         self.folder, self.device, self.dtype, self.saved = Path(folder), device, dtype, {}
         if self.folder.is_file():
             raise ValueError(f"{folder} is a file; --weights takes a folder that holds base.pt, upsampler.pt, …")
-        for stage, tuned in ("base", "inpaint"), ("upsampler", "inpaint-upsampler"), ("clip", None):
+        for stage, tuned in ("base", "inpaint"), ("upsampler", "inpaint-upsampler"), ("clip", "clip"):
             path = self.folder / f"{tuned if inpaints and self.has(tuned) else stage}.pt"
             # A base model there must be, and a CLIP if it is asked for: `read` complains if they are missing.
             if stage == "base" or clip and stage == "clip" or stage == "upsampler" and path.exists():
@@ -277,7 +277,8 @@ class InpaintInput:
         # Pictures of the tiny models are saved with each pixel as a square. Drawing into such a picture gives squares
         # again; into any other, smooth transitions.
         reduced = self.image.resize(page.size, Image.BOX)
-        squares = not (size[0] % page.width or size[1] % page.height) and reduced.resize(size, 0) == self.image
+        whole = not (size[0] % page.width or size[1] % page.height)
+        squares = whole and reduced.resize(size, Image.NEAREST) == self.image
         page = page.resize(size, Image.NEAREST if squares else Image.BICUBIC)
         page = Image.composite(page, self.image, self.hole(size))
         return torch.from_numpy(np.array(page)).permute(2, 0, 1)
@@ -377,8 +378,11 @@ def generate(prompt, weights=None, *, n=1, seed=0, rerank=None, known=None, init
               steps done in this batch, and of all of them
     Raises ValueError if numbers overflowed (float16 ends at 65,504).
     """
-    weights = weights or Weights(inpaints=known is not None, clip=bool(rerank) or changes.get("guide") == "clip")
-    clip = weights.load("clip") if "clip" in weights.saved else None
+    judged = bool(rerank) or changes.get("guide") == "clip"
+    weights = weights or Weights(inpaints=known is not None, clip=judged)
+    if judged and "clip" not in weights.saved:
+        raise ValueError("rerank and guide need a noised CLIP: Weights(…, clip=True)")
+    clip = weights.load("clip") if judged else None
 
     def stage(name, n, draw, **changes):
         """All images of a stage, a batch at a time. Its model leaves memory at the end, since `model` is local: the two

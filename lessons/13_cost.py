@@ -371,33 +371,35 @@ def show_log(folder, machines, device, measured):
 # From the tiny base model to the paper's lie a factor of 900 in parameters and of 90 million in FLOP: the tiny one, of
 # minutes on a laptop, would take a second of a GPU that is busy all the time (it would not be: its products are small).
 def show_presets(machines):
-    """A row for each model that there is a preset for."""
-    print(f"Without checkpointing, at {machines.mfu:.0%} of {machines.peak:g} TFLOP/s")
-    print(f"{'':<27}{'parameters':>14}{'held, GB':>10}{'FLOP an image':>15}{'images':>9}{'FLOP a run':>12}   one GPU")
-    for name, kinds in train.PRESETS.items():
-        for kind, preset in kinds.items():
-            held, images = state_bytes(preset), preset.train.steps * preset.train.batch
-            print(f"{name + ' ' + kind:<27}{held['weights'] // 4:>14,}{sum(held.values()) / 1e9:>10.2f}"
-                  f"{count_flop(preset)[1]:>15.2e}{images:>9.0e}{run_flop(preset):>12.2e}"
-                  f"   {span(gpu_days(preset, machines))}", flush=True)
+    """What each preset's models hold, and what they compute. An inpainting model takes what the plain one does."""
+    presets = {f"{name} {kind}": of[kind] for name, of in train.PRESETS.items() for kind in of if "inpaint" not in kind}
+    print("\n1. What training holds on one GPU: 20 bytes for each parameter")
+    for name, preset in presets.items():
+        held = state_bytes(preset)
+        print(f"   {name:<19}{held['weights'] // 4:>14,} parameters {sum(held.values()) / 1e9:>8.2f} GB")
+    print(f"\n2. What it computes, and the days of one GPU at {machines.mfu:.0%} of {machines.peak:g} TFLOP/s")
+    for name, preset in presets.items():
+        images = preset.train.steps * preset.train.batch
+        print(f"   {name:<19}{count_flop(preset)[1]:>10.2e} FLOP × {images:>7.0e} images = {run_flop(preset):.2e}"
+              f"   {span(gpu_days(preset, machines))}", flush=True)
 
 
 def draw_memory(ax, machines):
-    """Where a GPU's memory goes: bars of the base models, on one GPU, sharded, and with checkpointing."""
-    labels, colors = [], ("#1f618d", "#2e86c1", "#85c1e9", "#d6eaf8", "#f5b041", "#c0392b")
-    for name in ("filtered", "paper"):
-        for gpus, flag in ((1, False), (64, False), (64, True)):
-            preset, x, top = train.PRESETS[name]["base"], len(labels), 0
-            labels.append(f"{name}\n{gpus} GPU{'s' * (gpus > 1)}\n{'checkpointing' * flag}")
-            parts = state_bytes(preset, gpus) | {"activations": activation_bytes(preset, 32, flag)}
-            for (what, n), color in zip(parts.items(), colors):
-                ax.bar(x, n / 1e9, bottom=top, color=color, label=what * (x == 0) or None)
-                top += n / 1e9
-            ax.text(x, top + 1, f"{top:.0f} GB", ha="center", size=14)
+    """Where a GPU's memory goes: bars of the paper's base model, on one GPU, sharded, and with checkpointing."""
+    print("\n3. Memory of each GPU that trains the paper's base model, 32 images at a time")
+    colors = "#1f618d", "#2e86c1", "#85c1e9", "#d6eaf8", "#f5b041", "#c0392b"
+    preset, labels = train.PRESETS["paper"]["base"], ("on 1 GPU", "sharded by 64", "and checkpointing")
+    for x, (gpus, flag) in enumerate([(1, False), (64, False), (64, True)]):
+        parts, top = state_bytes(preset, gpus) | {"activations": activation_bytes(preset, 32, flag)}, 0
+        for (what, n), color in zip(parts.items(), colors):
+            ax.bar(x, n / 1e9, bottom=top, color=color, label=what * (x == 0) or None)
+            top += n / 1e9
+        ax.text(x, top + 1, f"{top:.0f} GB", ha="center", size=14)
+        print("   " + ", ".join(f"{what} {n / 1e9:.1f}" for what, n in parts.items()) + f": {top:.1f} GB")
     ax.axhline(machines.memory, color="0.3", linestyle="--")
     ax.set_xticks(range(len(labels)), labels, size=12)
-    ax.set_title("GB in each GPU: base models, 32 images at a time, sharded by 64", size=17)
-    ax.legend(fontsize=13, loc="upper left")
+    ax.set_title("The paper's base model: GB in each GPU, 32 images at a time", size=17)
+    ax.legend(fontsize=13, loc="upper right")
 
 
 def draw_days(ax, machines):
@@ -405,7 +407,6 @@ def draw_days(ax, machines):
     cases = [(name, kind) for name in ("paper", "filtered") for kind in ("clip", "upsampler", "base")]
     days = [gpu_days(train.PRESETS[name][kind], machines) for name, kind in cases]
     ax.barh([f"{' '.join(case)}: {n:,.0f}" for case, n in zip(cases, days)], days, color="#2e86c1")
-    ax.tick_params(labelsize=14)
     ax.set_title(f"GPU-days at {machines.mfu:.0%} of {machines.peak:g} TFLOP/s", size=17)
 
 

@@ -43,8 +43,7 @@ def test_a_demonstration_runs_and_leaves_a_picture(name, copy, demonstrations):
     assert "Warning" not in done.stderr, f"a reader would wonder about\n{done.stderr[-1000:]}"
 
     headings = [int(number) for number in re.findall(r"^(?:── )?(\d)\. .+$", done.stdout, re.M)]
-    if name != "lessons/13_cost.py":      # which shows a single table
-        assert headings == [*range(1, len(headings) + 1)] and 3 <= len(headings) <= 6, f"sections numbered {headings}"
+    assert headings == [*range(1, len(headings) + 1)] and 3 <= len(headings) <= 6, f"sections numbered {headings}"
     assert len(re.findall(r"\d", done.stdout)) > 50, "a demonstration prints real intermediate values"
     following = NINE[NINE.index(name) + 1] if name in NINE else "lessons/"
     assert following in " ".join(done.stdout.splitlines()[-3:]), f"the last lines must lead on to {following}"
