@@ -266,7 +266,7 @@ class Diffusion:
         x0 = self.x0_from_eps(x_t, t, eps)
         x0 = x0 if x0_fn is None else x0_fn(x0)
         x0 = x0.clamp(-1, 1) if clip else x0
-        # The true variance lies between β̃ (if only one image is possible) and β (if any is); the network
+        # On average the best variance lies between β̃ (if only one image is possible) and β (if any is); the network
         # says where: log σ² = v'·log β + (1-v')·log β̃, v' = (v+1)/2   [I eq. 15]
         share = (between + 1) / 2
         high, low = self.extract(self.betas.log(), t, x_t), self.extract(self.log_posterior, t, x_t)
