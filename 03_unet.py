@@ -447,7 +447,6 @@ def show_time():
     print("   " + " ".join(f"{wave:+.3f}" for wave in timestep_embedding(torch.tensor([3]), 8)[0].tolist()))
 
 
-
 def show_fresh(network, x, t, cond):
     """Why a new network answers nothing, and why it learns all the same."""
     answer = network(x, t, **cond)
