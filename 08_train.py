@@ -998,7 +998,7 @@ def arguments(argv=None):
     add("--data", nargs="+", help="images of your own: a folder of NAME.jpg, NAME.txt or captions.csv, or tar files")
     add("--random-crop", action="store_true", help="of your own images a random square, not the middle one")
     add("--max-bad", type=float, default=0.05, help="stop when a larger fraction of them is of no use (0.05)")
-    add("--vocab", type=path_name, help="GPT-2's merge list, for clip CLIP's (else trained; no effect with --init-from)")
+    add("--vocab", type=path_name, help="GPT-2's merge list, for clip CLIP's (else trained; not with --init-from)")
     add_options(parser.add_argument_group("training (default: the preset's)"), TrainConfig)
     add_options(parser.add_argument_group("computing: changes nothing that is learned but for rounding"), ComputeConfig)
     return parser.parse_args(argv)
