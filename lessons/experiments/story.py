@@ -71,7 +71,7 @@ def measure(args, partial):
         prompt = " to the left of ".join((there, thing) if side else (thing, there)) + ON
         hole = sample.box_mask(box).resize(image.size, Image.NEAREST)
         panels.append(panel(f"--box {box}", Image.composite(Image.new("RGB", image.size, "gray"), image, hole)))
-        image = turn(prompt, path, ["--image", str(before), "--box", box, *options])
+        image = turn(prompt, path, ["--image", str(before), "--box", box, "--scale", "5", *options])
         panels.append(panel(prompt, image))
     return {"seed": args.seed, "panels": panels}
 
