@@ -1051,9 +1051,9 @@ def run(command, args, name):
         command(args)
         return 0
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, AssertionError) as e:
-        # Errors of these two kinds are ours, and keep their traceback, unless torch speaks of memory, a device, its instructions or a
-        # compiler, which only the user can change.
-        yours = any(word in str(e) for word in ("memory", "device", "CUDA", "supported")) or getattr(args, "compile", "")
+        # Errors of these two kinds are ours, and keep their traceback, unless torch speaks of memory, a device, what a
+        # processor can do, or a compiler, which only the user can change.
+        yours = any(word in str(e) for word in ("memory", "device", "CUDA", "support")) or getattr(args, "compile", "")
         if isinstance(e, (RuntimeError, AssertionError)) and not yours:
             raise
         error = str(e).strip().partition("\n")[0] or {KeyboardInterrupt: "stopped"}.get(type(e), "out of memory")
