@@ -33,8 +33,8 @@ def write(one, args, seconds):
     suites, tests = ElementTree.Element("testsuites"), []
     for number, results in one.results.items():
         exercise = exercises.WHOLE if number == "whole" else exercises.BY_NUMBER[number]
-        shown = [r._replace(problem="a hidden test failed", detail="") if r.problem and exercises.HIDDEN in r.name
-                 else r for r in results]
+        shown = [r._replace(name=f"{exercises.HIDDEN}test", problem=r.problem and "a hidden test failed", detail="")
+                 if exercises.HIDDEN in r.name else r for r in results]
         report += ["    " + line for line in printable(exercises.told(exercise, shown)).splitlines()] + [""]
         add_suite(suites, f"{number} {exercise.name} ({by})", number, shown)
         tests += gradescope_tests(one, exercise, shown)
