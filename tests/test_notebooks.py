@@ -59,10 +59,22 @@ def test_a_lesson_says_more_than_it_computes(path):
 
 
 @each
+def test_a_lesson_fits_an_hour_of_attention(path):
+    code = cells(path, "code")
+    count = len(code) + len(cells(path, "markdown"))
+    lines = sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code)
+    figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    assert 40 <= count <= 70, f"{path.name} has {count} cells: a lesson has 40 to 70, short ones"
+    assert lines <= 120, f"{path.name} has {lines} lines of code: more than 120, and nobody reads them all"
+    assert 5 <= figures <= 9, f"{path.name} shows {figures} figures: 5 to 9, each with one message"
+
+
+@each
 def test_a_lesson_is_committed_as_it_ran(path):
     code = cells(path, "code")
     assert all(cell.execution_count for cell in code if cell.source.strip()), "outputs are made by running all cells"
     outputs = [output for cell in code for output in cell.outputs]
+    assert not [cell for cell in code if "execution" in cell.metadata], "no times of one run: record_timing=False"
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], "no errors, no warnings"
     text = json.dumps(outputs)
     assert not re.search(r"/(home|work|tmp|root|Users)/", text), "no path of one machine in what everybody reads"
