@@ -2,7 +2,7 @@
 
     prompt, numbers ──┐
     picture, cells ───┴─► Draw ─► a thread: sample.generate, which tells of every step ─► bar, pictures
-                          Stop ─► the next step raises Stopped, and the thread ends
+                          Stop ─► the next step raises an error, and the thread ends
 
 A page only collects what 09 takes and shows what it returns; what 09 refuses is explained here, with the words that the
 models know. Drawing runs in a thread of its own, because a kernel that computes does not hear of buttons.
@@ -20,16 +20,17 @@ from PIL import Image, ImageOps
 
 from lessons.notebook import diffusion, inpaint, sample, tokenizer
 
-CELLS = 8       # a side of the mask; each cell is 2×2 of the tiny base model's pixels, and large enough to be clicked
-PLACES = {"left": "0,0,0.5,1", "right": "0.5,0,1,1", "top": "0,0,1,0.5", "bottom": "0,0.5,1,1", "none": None}
+ROW, COLUMN = np.indices((8, 8))        # of the cells; each is 2×2 of the tiny base model's pixels, and easily clicked
+HALVES = {"left": COLUMN < 4, "right": COLUMN > 3, "top": ROW < 4, "bottom": ROW > 3, "none": ROW < 0}
 STAGES = {"base": "small picture", "upsampler": "enlarging"}
-LONG, SHORT = {"layout": {"width": "60em"}}, {"width": "6em"}
-APART, FRAMED = {"margin": "0 0 0 2em"}, {"border": "1px solid gray"}
+EMPTY = "<b>A picture to draw into?</b> Press the button below a drawing, or choose a file."
+SKETCH = "Click on the picture <b>where to draw anew</b>, or mark a half. With nothing marked, all of it is a sketch."
+MARKED = "Only <b>the grey part</b> will be drawn anew. Let the prompt describe the whole picture."
+BLANK = Image.new("RGB", (192, 192), "white")
+FRAMED, WRAP, APART = {"border": "1px solid gray"}, {"flex_flow": "row wrap"}, {"margin": "2px 0 0 1.5em"}
+CANVAS = {"grid_area": "1 / 1", "width": "192px", "height": "192px", "margin": "0"}         # things upon each other
+LONG, SHORT = {"layout": {"width": "60em", "max_width": "99%"}}, {"layout": {"width": "6em"}}
 WIDE = {"layout": {"width": "29em"}, "style": {"description_width": "9.5em"}}
-
-
-class Stopped(Exception):
-    """Somebody pressed Stop."""
 
 
 def png(image):
@@ -40,14 +41,14 @@ def png(image):
 def explain(prompt, weights):
     """Why these weights cannot draw this prompt, as HTML, with the words that they know; "" if they can."""
     try:
-        sample.check_prompt(prompt, weights)
-        return ""
+        return sample.check_prompt(prompt, weights) or ""
     except ValueError as refusal:
-        reason = html.escape(str(refusal))
+        reason = f"{html.escape(str(refusal))}. Each thing needs a colour, and these are all the words:"
     if unknown := [html.escape(word) for word in tokenizer.unknown_words(prompt)]:
         reason = f"These small models have never seen <b>{'</b>, <b>'.join(unknown)}</b>. They know these words:"
     rows = "".join(f"<tr><td><b>{kind}</b><td>{', '.join(words)}" for kind, words in tokenizer.WORDS.items())
-    return f"{reason}<table>{rows}</table>"
+    rows = rows.replace("<b>and<", "<b>also<")      # the heading of the rest: "and" is no word that they know
+    return f"{reason}<table style='line-height: 1.4'>{rows}</table>"
 
 
 def button(text, action, **options):
@@ -75,59 +76,54 @@ class Page:
         self.draw = button("Draw", self.start, button_style="success", icon="paint-brush")
         self.stop = button("Stop", lambda _: self.stopped.set(), button_style="danger", icon="stop", disabled=True)
         self.bar, self.message = widgets.IntProgress(description="ready", **WIDE), widgets.HTML()
-        self.gallery = widgets.HBox(layout={"flex_flow": "row wrap"})
+        self.gallery = widgets.HBox(layout=WRAP)
         prompt, *fields = self.inputs.values()
+        prompt.on_msg(lambda _, told, __: told.get("event") == "submit" and self.start())       # the Enter key
         left = widgets.VBox([*fields, widgets.HBox([self.draw, self.stop]), self.bar])
-        self.box = widgets.VBox([prompt, widgets.HBox([left, self.easel()]), self.message, self.gallery])
-        self.refresh()
+        self.box = widgets.VBox([prompt, widgets.HBox([left, self.easel()], layout=WRAP), self.message, self.gallery])
+        self.take(None)
 
     # --- The picture and its cells ---
 
     def easel(self):
-        """The widgets of what is drawn into: a picture, and cells that say where."""
+        """The widgets of what is drawn into: a picture, and see-through cells upon it that say where."""
         self.upload = widgets.FileUpload(accept="image/*", description="From a file", layout={"width": "auto"})
         self.upload.observe(self.read, "value")
-        look = widgets.Layout(width="22px", height="22px", padding="0", margin="0")     # one for all: faster
-        self.cells = [widgets.ToggleButton(layout=look, tooltip="draw here") for _ in range(CELLS ** 2)]
-        for cell in self.cells:
-            cell.observe(self.refresh, "value")
-        grid = widgets.GridBox(self.cells, layout={"grid_template_columns": f"repeat({CELLS}, 24px)"})
-        self.preview = widgets.Image(layout={"width": "192px", "height": "192px"} | FRAMED)
-        marks = [button(name, lambda _, where=where: self.mark(where), layout=SHORT) for name, where in PLACES.items()]
-        above = widgets.HBox([self.upload, button("No picture", lambda _: self.take(None))])
-        return widgets.VBox([above, widgets.HBox([grid, self.preview]), widgets.HBox(marks)], layout=APART)
+        look = {"layout": widgets.Layout(width="24px", height="24px", margin="0", border="1px dotted silver"),
+                "style": widgets.ButtonStyle(button_color="transparent")}       # one for all cells: faster
+        cells = [button("", lambda _, cell=cell: self.mark(self.hole ^ cell), **look)
+                 for cell in np.eye(64, dtype=bool).reshape(64, 8, 8)]
+        self.grid = widgets.GridBox(cells, layout=CANVAS | {"grid_template_columns": "repeat(8, 24px)"})
+        self.preview, self.hint = widgets.Image(layout=CANVAS), widgets.HTML()
+        halves = [button(name, lambda _, half=half: self.mark(half), **SHORT) for name, half in HALVES.items()]
+        self.tools = widgets.HBox([*halves, button("Remove", lambda _: self.take(None), **SHORT)], layout=WRAP)
+        beside = widgets.VBox([self.hint, self.upload, self.tools], layout={"width": "21em"} | APART)
+        canvas = widgets.GridBox([self.preview, self.grid], layout=FRAMED | APART)
+        return widgets.HBox([canvas, beside], layout={"align_items": "flex-start"})
 
     def read(self, change):
         """A file was chosen."""
-        if not change.new:
-            return
-        try:
-            self.take(inpaint.open_image(io.BytesIO(change.new[0]["content"])))
-        except Exception as error:        # Pillow has no common error
-            self.message.value = f"This file cannot be read as a picture: {html.escape(str(error))}"
-        self.upload.value = ()            # so that the same file can be chosen again
+        for file in change.new:
+            try:
+                self.take(inpaint.open_image(io.BytesIO(file["content"])))
+            except Exception:               # Pillow has no common error
+                self.message.value = f"{html.escape(file['name'])} cannot be read as a picture."
+        self.upload.value = ()              # so that the same file can be chosen again
 
     def take(self, picture):
         """A PIL image becomes what is drawn into: its middle square, of at most 512 pixels. None: nothing does."""
         self.picture = picture and ImageOps.fit(picture, (min(*picture.size, 512),) * 2)
-        self.message.value = "Mark cells to draw there. Without any, the picture is a sketch." if picture else ""
-        self.refresh()
+        self.message.value = "The picture to draw into is at the upper right." if picture else ""
+        self.mark(HALVES["none"])
 
-    def mark(self, where):
-        """Mark the cells of a box, given as for --box, and no others; None: none at all."""
-        chosen = sample.box_mask(where).resize((CELLS, CELLS), Image.NEAREST) if where else Image.new("L", (CELLS,) * 2)
-        for cell, value in zip(self.cells, np.asarray(chosen).flat):
-            cell.value = bool(value)
-
-    def mask(self):
-        """The cells as 09 wants them: an L image, white = draw here."""
-        return Image.fromarray(np.uint8([255 * cell.value for cell in self.cells]).reshape(CELLS, CELLS))
-
-    def refresh(self, _=None):
-        """Show the picture, and grey on it what will be drawn anew."""
-        picture = self.picture or Image.new("RGB", (192, 192), "white")
-        hole = self.mask().resize(picture.size, Image.NEAREST)
-        self.preview.value = png(Image.composite(Image.new("RGB", picture.size, "gray"), picture, hole))
+    def mark(self, hole):
+        """These cells [row, column], and no others, will be drawn anew. Show it, and say what can be done."""
+        picture, self.hole, self.mask = self.picture or BLANK, hole, Image.fromarray(np.uint8(255 * hole))
+        gray = Image.new("RGB", picture.size, "gray")
+        self.preview.value = png(Image.composite(gray, picture, self.mask.resize(picture.size, Image.NEAREST)))
+        self.hint.value = MARKED if hole.any() else SKETCH if self.picture else EMPTY
+        self.inputs["strength"].disabled = self.hint.value != SKETCH
+        self.grid.layout.visibility = self.tools.layout.visibility = "visible" if self.picture else "hidden"
 
     # --- A run ---
 
@@ -135,17 +131,15 @@ class Page:
         """Draw was pressed: a thread begins, unless one is at it."""
         if self.draw.disabled:
             return
-        self.draw.disabled, self.stop.disabled, self.message.value = True, False, ""
+        self.draw.disabled, self.stop.disabled, self.message.value = True, False, "What the model believes so far:"
         self.stopped.clear()
-        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread = threading.Timer(0.3, self.run)        # by then the letters typed last have arrived
         self.thread.start()
 
     def run(self):
         """What the thread does, and what is said at its end."""
         try:
             self.message.value = self.paint(**{name: field.value for name, field in self.inputs.items()})
-        except Stopped:
-            self.message.value = "Stopped. This is how far it came."
         except Exception as error:        # a thread has nobody else to tell
             self.message.value = html.escape(str(error))
         self.bar.value, self.bar.description = 0, "ready"
@@ -153,26 +147,25 @@ class Page:
 
     def paint(self, prompt, steps, strength, **options):
         """One run with these values of the fields. -> what to say about it, in HTML"""
-        mask, picture = self.mask(), self.picture
-        inpaints = bool(picture and mask.getbbox())
+        prompt, inpaints, mask, picture = prompt.strip(" .!?"), bool(self.hole.any()), self.mask, self.picture
         weights = sample.Weights(self.weights, inpaints=inpaints)
         if refusal := explain(prompt, weights):
             return refusal
         known = sample.InpaintInput(picture, mask, weights.header("size")) if inpaints else None
         options |= {"init": picture, "strength": strength} if picture and not inpaints else {}
-        self.gallery.children = [widgets.Image(layout=FRAMED)]      # what is believed so far
+        self.gallery.children = [widgets.Image(value=png(BLANK), layout=FRAMED) for _ in range(options["n"])]
         images = sample.generate(prompt, weights, steps=str(steps), known=known, callback=self.step, **options)
-        images = [known.composite(image) for image in images] if known else images
-        self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        self.images = [diffusion.image_grid((known.composite(image) if known else image)[None]) for image in images]
         self.gallery.children = [self.framed(image) for image in self.images]
         return f"“{html.escape(prompt)}”, seed {options['seed']}. The same entries give the same pictures again."
 
     def step(self, stage, x0, done, total):
         """generate's callback: the bar, and what the model believes so far."""
         if self.stopped.is_set():
-            raise Stopped
+            raise InterruptedError("Stopped. This is how far it came.")
         self.bar.max, self.bar.value, self.bar.description = total, done, STAGES[stage]
-        self.gallery.children[0].value = png(diffusion.image_grid(diffusion.to_bytes(x0), columns=len(x0)))
+        for shown, image in zip(self.gallery.children, x0):
+            shown.value = png(diffusion.image_grid(image[None]))
 
     def framed(self, image):
         """A drawn picture with a button that makes it the one to draw into."""
