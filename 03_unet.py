@@ -278,7 +278,8 @@ class UNet(nn.Module):
         x        [B, in_channels, H, W], clean images scaled to [-1, 1]; H and W divisible by 2^(levels - 1)
         t        [B] long, the original timesteps 0 … 999
         tokens, mask  [B, K], or in place of them what `prepare` made of them: pooled, text_kv
-        returns  [B, out_channels, H, W] float32: the channels of the noise, then those of the variance (04)
+        returns  [B, out_channels, H, W] float32: the channels of the noise (in the small trained models of a mixture
+                 from which 04's `to_eps` computes it), then those of the variance (04)
         """
         if text_kv is None:
             prepared = self.prepare(tokens, mask)
