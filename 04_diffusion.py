@@ -267,7 +267,7 @@ class Diffusion:
         x0 = x0 if x0_fn is None else x0_fn(x0)
         x0 = x0.clamp(-1, 1) if clip else x0
         # On average the best variance lies between β̃ (if only one image is possible) and β (if any is); the network
-        # says where: log σ² = v'·log β + (1-v')·log β̃, v' = (v+1)/2   [I eq. 15]
+        # says where: log σ² = v'·log β + (1-v')·log β̃, v' = (v+1)/2   [I eq. 15]; not the v of `to_eps`
         share = (between + 1) / 2
         high, low = self.extract(self.betas.log(), t, x_t), self.extract(self.log_posterior, t, x_t)
         return GaussianStep(self.posterior_mean(x0, x_t, t), share * high + (1 - share) * low, x0)

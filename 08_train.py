@@ -624,7 +624,7 @@ class Trainer:
 
         Every batch pulls the weights its own way. The average of the last 1/(1-d) or so lies in the middle of where
         they jump about, and mostly draws better than any of them. At first, when there is little worth remembering,
-        d is smaller: (1+n)/(10+n) after n steps reaches back over the last ninth of the run so far.
+        d is smaller: (1+n)/(10+n) after n steps reaches back over the last tenth of the run so far.
         """
         # θ_ema ← d·θ_ema + (1-d)·θ   with d = min(ema, (1+n)/(10+n))
         decay = min(self.preset.train.ema, (1 + self.step) / (10 + self.step))

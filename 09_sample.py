@@ -111,7 +111,7 @@ class Model:
 
 def as_trained(prompt, verbatim):
     """A prompt in the form of the captions that a model was trained on: verbatim for OpenAI's models, with tidy white
-    space for ours. To ours an extra space is a token that they have never seen, and they would draw something else."""
+    space for ours. To ours an extra space is a token that they have never seen, and may turn a picture into another."""
     return prompt if verbatim else train.tidy(prompt)
 
 
