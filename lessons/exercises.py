@@ -197,8 +197,6 @@ def graft(source, number):
 # --- Points ------------------------------------------------------------------------------------------
 
 MODULES_SHARE, WHOLE_SHARE = 85, 15        # of 100: each exercise by itself; all of the student's modules together
-
-
 WHOLE = Exercise("whole", "all modules together", WHOLE_SHARE, "the pipeline", "lesson 09",
                  "First look at each exercise by itself.")
 
@@ -232,18 +230,20 @@ def read_answers(folder):
 
 def judge_answer(exercise, answers):
     """A question's [Result, Result]: for the number and for the sentence, which a person has to read."""
-    value, sentence = answers.get(exercise.number, (None, ""))
-    low, high = exercise.answer
-    wrong = "not done yet" if value is None else "" if low <= value <= high else \
-        f"asked  {exercise.name}\ncame   {value:g}, which is not in the range that the experiment gives"
-    short = "" if len(sentence.split()) >= 5 else f"behind the number, say in a sentence why ({ANSWERS})"
-    return [processes.Result("the number", wrong), processes.Result("a sentence", wrong and short or short)]
+    if exercise.number not in answers:
+        return [processes.Result("the number", "not done yet"), processes.Result("a sentence", "not done yet")]
+    (value, sentence), (low, high) = answers[exercise.number], exercise.answer
+    wrong = f"asked  {exercise.name}\ncame   {value:g}, which is not in the range that the experiment gives"
+    short = f"behind the number in {ANSWERS}, say in a sentence why it is so"
+    return [processes.Result("the number", "" if low <= value <= high else wrong),
+            processes.Result("a sentence", "" if len(sentence.split()) >= 5 else short)]
 
 
-def judge_modules(folder, lessons, label="", own=False, **options):
-    """{number: [Result]} for each exercise of these lessons, in the student's folder, by itself."""
+def judge_modules(folder, exercises, label="", own=False, **options):
+    """{number: [Result]} for each of these exercises, by itself, in the student's folder. own: with the student's own
+    earlier modules."""
     sources, answers, results, tasks = read_submission(folder), read_answers(folder), {}, []
-    for exercise in exercises_of(lessons):
+    for exercise in exercises:
         if exercise.answer:
             results[exercise.number] = judge_answer(exercise, answers)
         elif exercise.lesson not in sources:
@@ -322,10 +322,10 @@ def check(args):
     if not (args.work / MODULES[lesson].name).exists() and not (args.work / "own" / MODULES[lesson].name).exists():
         raise ValueError(f"there is no {MODULES[lesson].name} in {args.work}; python lessons/exercises.py start"
                          f" {lesson} puts it there")
-    found = judge_modules(args.work, [lesson], own=args.own, seed=args.seed)
-    for exercise in exercises_of([lesson]):
-        if args.number[1] in (None, exercise.number):
-            print(told(exercise, found[exercise.number], args.verbose))
+    chosen = [e for e in exercises_of([lesson]) if args.number[1] in (None, e.number)]
+    found = judge_modules(args.work, chosen, own=args.own, seed=args.seed)
+    for exercise in chosen:
+        print(told(exercise, found[exercise.number], args.verbose))
 
 
 def told(exercise, results, verbose=False):
@@ -379,17 +379,17 @@ def grade(args):
         raise ValueError(f"{args.submissions} holds neither modules such as 04_diffusion.py nor folders of students")
     lessons, started = args.lesson or list(MODULES), time.monotonic()
     options = {"seed": args.seed, "hidden": args.hidden}
-    with ThreadPoolExecutor(args.jobs) as pool:
-        # How long does the course's own code take on this machine? And do the tests, hidden ones too, accept it?
-        course = grade_one(ROOT, lessons, pool, options).results
-        wrong = [n for n, found in course.items() if fraction(found) < 1 and n not in QUESTIONS]
-        if wrong:
-            raise ValueError(f"the course's own code fails the tests of {', '.join(wrong)}: mend the tests first")
-        options["limits"] = {number: 10 * sum(r.seconds for r in found) for number, found in course.items()}
-        grades = []
-        for folder in students:
-            grades.append(grade_one(folder, lessons, pool, options))
-            print(f"{grades[-1].student:<24} {grades[-1].total():5.1f} of 100; {grades[-1].verdict}", flush=True)
+    pool = ThreadPoolExecutor(args.jobs)
+    # How long does the course's own code take on this machine? And do the tests, hidden ones too, accept it?
+    course = grade_one(ROOT, lessons, pool, options).results
+    wrong = [n for n, found in course.items() if fraction(found) < 1 and n not in QUESTIONS]
+    if wrong:
+        raise ValueError(f"the course's own code fails the tests of {', '.join(wrong)}: mend the tests first")
+    options["limits"] = {number: 10 * sum(r.seconds for r in found) for number, found in course.items()}
+    grades = []
+    for folder in students:
+        grades.append(grade_one(folder, lessons, pool, options))
+        print(f"{grades[-1].student:<24} {grades[-1].total():5.1f} of 100; {grades[-1].verdict}", flush=True)
     reports = import_module("lessons.exercises.reports")
     for one in grades:
         reports.write(one, args, time.monotonic() - started)
@@ -399,8 +399,8 @@ def grade(args):
 
 def grade_one(folder, lessons, pool, options):
     """The Grade of one student's folder; the lessons are judged side by side."""
-    found = {number: results for judged in pool.map(lambda n: judge_modules(folder, [n], **options), lessons)
-             for number, results in judged.items()}
+    judged = pool.map(lambda n: judge_modules(folder, exercises_of([n]), **options), lessons)
+    found = {number: results for lesson in judged for number, results in lesson.items()}
     suspects = [n for n in lessons if any(fraction(found[e.number]) < 1 for e in code_of([n]))]
     found["whole"], verdict = judge_whole(folder, lessons, suspects, **options)
     return Grade(folder.resolve().name, found, verdict)
@@ -451,8 +451,9 @@ def main(argv=None):
         print(f"exercises.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("exercises.py: stopped", file=sys.stderr)
-        return 130
+        processes.stop()
+        print("exercises.py: stopped", file=sys.stderr, flush=True)
+        os._exit(130)                # without waiting for the pool, which would start the next module
 
 
 if __name__ == "__main__":

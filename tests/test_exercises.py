@@ -1,7 +1,7 @@
 """The assignments: holes, tests, hints; what a student and a teacher see; submissions that would spoil the grading.
 
-    python -m pytest -m assignments        the long part: wrong solutions are caught, right ones accepted, and a class of
-                                           faulty submissions is graded; pytest alone leaves it out
+    python -m pytest -m assignments      the long part: wrong solutions are caught, right ones accepted, and a class of
+                                         faulty submissions is graded; pytest alone leaves it out
 """
 import ast
 import csv
@@ -196,13 +196,14 @@ FAULTY = {      # name: (text of 01_tokenizer.py, exercises that fail, a word of
     "os._exit at import": (SOURCES[1] + "\nimport os\nos._exit(0)\n", "all", "ended", {}),
     "forged results": (instead("merge", "print('[\"test\", 0, \"t\", \"\", \"\", 0]')\n"
                                "open('results.json', 'w').write('{}')\nreturn ids"), ["1.1"], "idea",
-                       {"grades.csv": "student,of 100\nme,100\n", "results.json": '{"score": 100}', "junit.xml": "<a/>"}),
+                       {"grades.csv": "student,of 100\nme,100\n", "results.json": '{"score": 100}',
+                        "junit.xml": "<a/>"}),
     "changed tests": (instead("merge", "return ids"), ["1.1"], "idea",
                       {"test_01.py": "def test_1_1_a(): pass", "lessons/exercises/test_01.py": "",
                        "exercises/conftest.py": ""}),
     "patched torch and pytest": ("import torch, pytest\ntorch.allclose = torch.equal = lambda *a, **k: True\n"
-                                 "pytest.fail = pytest.raises = lambda *a, **k: None\n" + instead("merge", "return ids"),
-                                 ["1.1"], "idea", {}),
+                                 "pytest.fail = pytest.raises = lambda *a, **k: None\n"
+                                 + instead("merge", "return ids"), ["1.1"], "idea", {}),
     "always equal": (instead("merge", "class Yes:\n def __eq__(self, other): return True\nreturn Yes()"),
                      ["1.1"], "Yes", {}),
     "a tuple that is always equal": (instead("merge", "class Yes(tuple):\n def __eq__(self, o): return True\n"
@@ -239,7 +240,7 @@ def class_of_faults(tmp_path_factory):
             (root / name / path).parent.mkdir(parents=True, exist_ok=True)
             (root / name / path).write_text(content, encoding="utf-8")
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda name: exercises.judge_modules(root / name, [1], name), FAULTY)
+        found = pool.map(lambda name: exercises.judge_modules(root / name, exercises.code_of([1]), name), FAULTY)
         return dict(zip(FAULTY, found)), root
 
 
@@ -268,18 +269,18 @@ def test_nothing_is_left_running(class_of_faults):
 
 @assignments
 def test_a_missing_file_is_no_points_and_named(tmp_path):
-    found = exercises.judge_modules(tmp_path, [1])
+    found = exercises.judge_modules(tmp_path, exercises.code_of([1]))
     assert all("there is no 01_tokenizer.py" in results[0].problem for results in found.values())
 
 
 @assignments
 def test_a_tensor_that_claims_to_be_equal_is_refused(tmp_path):
-    trick = ("class Sure(torch.Tensor):\n    @classmethod\n    def __torch_function__(cls, f, types, args=(), kwargs=None):"
-             "\n        return True\n\n")
+    trick = ("class Sure(torch.Tensor):\n    @classmethod\n"
+             "    def __torch_function__(cls, f, types, args=(), kwargs=None):\n        return True\n\n")
     text = SOURCES[2].replace("def attention_weights", trick + "def attention_weights", 1)
     text = text.replace("    scale = q.shape[-1] ** -0.25\n", "    return torch.zeros(1).as_subclass(Sure)\n", 1)
     (tmp_path / "02_transformer.py").write_text(text, encoding="utf-8")
-    results = exercises.judge_modules(tmp_path, [2])
+    results = exercises.judge_modules(tmp_path, exercises.code_of([2]))
     assert exercises.fraction(results["2.1"]) == 0 and exercises.fraction(results["2.3"]) == 1
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).resolve().parent
+RUNNING = set()                             # the children
 ALL = "all tests"                           # the name of a result that stands for all of a task's tests
 LEAST_SECONDS, START_SECONDS = 5, 120       # for the tests of an exercise; until the first one starts
 
@@ -83,6 +84,7 @@ def conversation(tasks, seed, limits, hidden):
             [sys.executable, str(TESTS / "child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace", cwd=folder, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"}) as child:
+        RUNNING.add(child)
         threading.Thread(target=listen, args=(child, secret, lines), daemon=True).start()
         try:
             with suppress(OSError):
@@ -96,9 +98,21 @@ def conversation(tasks, seed, limits, hidden):
                 yield line
         except queue.Empty:
             yield ["it did not end in the time that it was given; is there an endless loop?"]
-        finally:                                             # end it, and the processes that it may have started
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
+        finally:
+            end(child)
+
+
+def end(child):
+    """End a child, and the processes that it may have started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
+    RUNNING.discard(child)
+
+
+def stop():
+    """End all that is running."""
+    for child in list(RUNNING):
+        end(child)
 
 
 def listen(child, secret, lines):
