@@ -186,10 +186,10 @@ def test_7_2_clips(m, rng):
 
 def test_7_2_rounds_to_the_nearest(m, rng):
     k = [rng.randrange(1, 254) for _ in range(5)]
-    close(f"what becomes of byte {k[0]} and 0.8 of the way to the next",
+    close("what becomes of values that are 0.8 of the way from a byte to the next",
           m.round_to_bytes(levels(*(n + 0.8 for n in k))), levels(*(n + 1.0 for n in k)),
           "rounded to the nearest byte: a conversion to uint8 alone cuts the fraction off", tolerance=1e-3)
-    close(f"what becomes of byte {k[0]} and 0.2 of the way to the next",
+    close("what becomes of values that are 0.2 of the way from a byte to the next",
           m.round_to_bytes(levels(*(n + 0.2 for n in k))), levels(*map(float, k)),
           "rounded to the nearest byte, not up", tolerance=1e-3)
 
