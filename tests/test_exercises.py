@@ -81,7 +81,7 @@ def test_a_graft_takes_one_function_from_the_student_and_the_other_exercises_fro
     source = "import os\n" + exercises.with_holes(SOURCES[7], exercises.code_of([7])) + "\nHELPER = 1\n"
     tree = ast.unparse(exercises.graft(source, "7.2"))
     assert tree.count("NotImplementedError") == 1 and "exercise 7.2" in tree, "only this exercise is the student's"
-    assert "HELPER = 1" in tree and tree.splitlines()[1] == "import os", "the rest of the file is the student's as well"
+    assert "HELPER = 1" in tree and tree.startswith("import os"), "the rest of the file is the student's as well"
 
 
 # --- Commands ---
@@ -251,7 +251,7 @@ def test_a_faulty_submission_fails_alone_and_says_why(name, class_of_faults):
     _, failing, word, _ = FAULTY[name]
     failing = [e.number for e in exercises.code_of([1])] if failing == "all" else failing
     for e in exercises.code_of([1]):
-        problems = " ".join(result.problem for result in found[name][e.number])
+        problems = " ".join(result.problem for result in found[name][e.number] if result.problem)
         if e.number in failing:
             assert exercises.fraction(found[name][e.number]) < 1, f"{e.number} cannot be right"
             assert word in problems, f"the reason is named: {problems!r}"
