@@ -61,7 +61,7 @@ class Reporter:
     """
 
     def __init__(self, tasks, send):
-        self.tasks, self.send, self.now = tasks, send, None
+        self.tasks, self.send, self.now, self.left = tasks, send, None, None
 
     def pytest_configure(self, config):
         config.tasks = self.tasks                            # conftest.py makes one test of each for every task
@@ -70,6 +70,7 @@ class Reporter:
         # pytest makes a test that skips itself of one without a task
         items[:] = [item for item in items if isinstance(item.callspec.params["task"], tuple)]
         items.sort(key=lambda item: item.callspec.params["task"][0])
+        self.left = len(items)
 
     def pytest_runtest_protocol(self, item):
         if self.now != (i := item.callspec.params["task"][0]):
@@ -79,6 +80,7 @@ class Reporter:
     def pytest_runtest_logreport(self, report):
         name = report.nodeid.split("::")[-1].split("[")[0]
         name = name if processes.TESTS == (ROOT / report.nodeid.split("::")[0]).parent else exercises.HIDDEN + name
+        self.left -= report.when == "teardown"
         if report.when == "setup" and report.passed:
             self.send("loaded", self.now)
         elif report.when == "call" or not report.passed:
@@ -126,7 +128,9 @@ def main():
              for label, number, sources in job["tasks"]]
     os.environ["EXERCISE_SEED"] = str(job["seed"])
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
-    if pytest.main([*options, *job["tests"]], plugins=[Reporter(tasks, send)]) in (0, 1, 5):    # 2: exit was called
+    reporter = Reporter(tasks, send)
+    pytest.main([*options, *job["tests"]], plugins=[reporter])
+    if reporter.left == 0:                                   # otherwise somebody has called exit
         send("done")
     os._exit(0)
 

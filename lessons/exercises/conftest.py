@@ -59,7 +59,10 @@ def m(task, course):
     if i not in LOADED:
         LOADED.clear()
         known = course if number == "whole" else {n: course[n] for n in course if n <= int(number.split(".")[0])}
-        LOADED[i] = child.load(number, sources, known)
+        try:
+            LOADED[i] = child.load(number, sources, known)
+        except SystemExit:                                   # pytest takes it for the end of its own setup
+            raise RuntimeError("SystemExit: the file ends the program when it is imported") from None
     return LOADED[i]
 
 
