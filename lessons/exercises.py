@@ -105,7 +105,7 @@ TABLE = [Exercise(*row) for row in (
      "Each section has its own whole number of kept steps, both of its ends included."),
     ("4.11", "to_bytes", 1, "from [-1, 1] to 0 … 255", "GLIDE's released notebooks",
      "Clip before the conversion, for bytes wrap around."),
-    ("4.12", "At t = 990 of the cosine schedule ε is guessed 0.01 too large: how far off is x_0 then?", 1, "errors grow",
+    ("4.12", "At t = 990 of the cosine schedule ε is guessed 0.01 too large: how far off is x_0?", 1, "errors grow",
      "lesson 04, section 6", "One number in that section's cell has to be changed.", (0.69, 0.74)),
     ("5.1", "classifier_free", 5, "two answers, one guess", "GLIDE section 2.3",
      "ε_∅ + s·(ε_c - ε_∅), on the noise channels only; the second half of the batch has an empty mask."),
