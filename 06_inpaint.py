@@ -2,7 +2,7 @@ r"""
 06 · Draw only here.
 
 Take a finished picture, erase a part of it, and ask for that part again, in words. A diffusion model can do
-this in three ways, each better than the one before:
+this in three ways. The first two do about equally well, the third better:
 
     1  overwrite   after each step the known part of x_{t-1} is replaced by the image, noised to t-1
     2  replace     the known part of each *predicted* image x̂_0 is replaced by the true one
@@ -13,7 +13,7 @@ this in three ways, each better than the one before:
     mask [B, 1, …] ─────────┘
 
 The first two need no training and work with any model. But the network sees the known part only through noise,
-or not at all before it is corrected, and seams show [GLIDE section 4.3]. In tensors a mask is 1 where the image
+too late to draw what fits it, and seams show [GLIDE section 4.3]. In tensors a mask is 1 where the image
 is known; in files white means "draw here". The conversion is done once, in 09.
 
 It adds to 04: masks, four input channels added to a trained network in such a way that at first it answers as
@@ -234,7 +234,7 @@ def show_masks():
 
 
 def edit_pictures():
-    """-> the four pictures [4, 3, 16, 16] and masks [4, 1, 16, 16] of EDITS."""
+    """-> the three pictures [3, 3, 16, 16] and masks [3, 1, 16, 16] of EDITS."""
     rng, mask = random.Random(3), torch.ones(len(EDITS), 1, 16, 16)
     scenes = [tokenizer.Scene.parse(shown).fill(rng) for shown, _, _ in EDITS]
     for i, (_, _, (top, bottom, left, right)) in enumerate(EDITS):
@@ -245,7 +245,7 @@ def edit_pictures():
 def show_ways(image, mask):
     """The two ways that need no training, with the small base model, and the third with its fine-tuned copy.
 
-    -> {way: images [4, 3, 16, 16]}
+    -> {way: images [3, 3, 16, 16]}
     """
     print(f"\n── 2. Three ways, in 50 steps; seam: the jump across a hole's edge, in truth {seam(image, mask):.3f}")
     (base, config, encode), drawn = guidance.load_pretrained("base"), {}

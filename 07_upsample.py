@@ -164,7 +164,7 @@ def show_amplification(process):
     """Why the small upsampler predicts v: what an error at timestep t does to the predicted x_0.
 
     By hand, for t = 999: √(1 - 0.00635²) / 0.00635 = 157. A network that is off by 0.05 in ε is off by 8 in an image
-    that goes from -1 to 1. Clipped, that is a saturated colour which no later step repairs.
+    that goes from -1 to 1. Clipped, that is a saturated colour which later steps repair only in part.
     """
     print("\n── 1. An error in ε is multiplied by √(1-ᾱ)/√ᾱ in x̂_0; an error in v by √(1-ᾱ), never above 1")
     for t in (100, 300, 500, 700, 900, 999):

@@ -236,8 +236,9 @@ def real_images(scenes, seed=0, side=64):
 def judge_ceiling(judge, n=3000):
     """How often the judge is right about *real* images: {kind: (right, n)}.
 
-    A model that drew just as the world is drawn would score this, up to chance. A model at 90% under a ceiling of 93%
-    therefore does not draw one caption in ten wrong: part of what is missing may be the judge's own errors.
+    A model that drew just as the world is drawn would score this, up to chance; but a model that scores this need not
+    draw so, since wrong pictures may pass too (four things as three). A model at 90% under a ceiling of 93% need not
+    draw one caption in ten wrong: part of what is missing may be the judge's own errors.
     """
     size, ceiling = judge.config.size, {}
     for kind in KINDS:
