@@ -184,6 +184,10 @@ class Diffusion:
     timesteps  the ones to keep (see `respace`); all of them if None. The shorter process gets betas of its own,
                such that ᾱ is unchanged at each timestep kept. The denoiser is told the original timestep, so it
                never notices. Asking for any other timestep raises ValueError.
+
+    What it holds: timesteps, a list; rows, from a timestep to its place in the tables, -1 if it was not kept; and the
+    tables, float64 with an entry for each timestep kept: alpha_bar, alpha_bar_prev, alpha_bar_next, betas, signal √ᾱ,
+    noise √(1-ᾱ), posterior_coef_x0, posterior_coef_xt, posterior_variance β̃, and its logarithm log_posterior.
     """
 
     def __init__(self, betas, timesteps=None):

@@ -370,7 +370,7 @@ def export(args):
         raise ValueError(f"{args.folder} holds {there[0]} already" if there else f"{args.source} holds no base.pt, …")
     for path in paths:                   # all are looked at before the first is written
         if unet.read_weights(path).get("diffusion") != asdict(of_kind(diffusion.DIFFUSION, path.stem)):
-            raise ValueError(f"{path} has another schedule, or predicts v, which the released code would take for noise")
+            raise ValueError(f"{path} has another schedule, or predicts v, which would be taken for noise there")
     for path in paths:
         model = (guidance.NoisedCLIP if path.stem == "clip" else unet.UNet).load(path)
         for name, part in zip(KINDS[path.stem][1:], parts_of(model)):

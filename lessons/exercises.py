@@ -25,6 +25,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -180,11 +181,17 @@ def with_holes(source, exercises):
     return "".join(lines)
 
 
+@lru_cache
+def course_tree(lesson):
+    """The syntax tree of the course's own module."""
+    return ast.parse(MODULES[lesson].read_text(encoding="utf-8"))
+
+
 def graft(source, number):
     """The syntax tree of a student's module, with the course's own function in the place of every *other* exercise."""
     lesson = int(number.split(".")[0])
     name = MODULES[lesson].name
-    tree, course = ast.parse(source, name), ast.parse(MODULES[lesson].read_text(encoding="utf-8"))
+    tree, course = ast.parse(source, name), course_tree(lesson)
     for exercise in exercises_of([lesson]):
         if exercise.number in QUESTIONS:
             continue

@@ -56,14 +56,14 @@ def course(request):
 def m(task, course):
     """The student's module, loaded once for all tests of an exercise."""
     i, (_, number, sources) = task
-    if i not in LOADED:
+    if (i, number) not in LOADED:
         LOADED.clear()
         known = course if number == "whole" else {n: course[n] for n in course if n <= int(number.split(".")[0])}
         try:
-            LOADED[i] = child.load(number, sources, known)
+            LOADED[i, number] = child.load(number, sources, known)
         except SystemExit:                                   # pytest takes it for the end of its own setup
             raise RuntimeError("SystemExit: the file ends the program when it is imported") from None
-    return LOADED[i]
+    return LOADED[i, number]
 
 
 @pytest.fixture

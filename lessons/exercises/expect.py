@@ -84,7 +84,7 @@ def close(asked, got, want, idea, *, tolerance=1e-4):
         return
     if not isfinite(got[isfinite(want)]).all():
         raise Wrong(asked, "numbers that are not finite (NaN or infinity)", idea)
-    difference = absolute(got - want)
+    difference = asarray(absolute(got - want))
     difference[(got == want) | (isnan(got) & isnan(want))] = 0.0
     finite = absolute(want[isfinite(want)])
     if difference.max() > tolerance * max(1.0, finite.max(initial=0.0)):
