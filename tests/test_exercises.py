@@ -63,6 +63,13 @@ def test_an_exercise_is_a_function_of_its_module_with_tests_and_mutants(exercise
         assert old in "\n".join(lines), f"{old!r} is not in {exercise.name}"
 
 
+@pytest.mark.parametrize("exercise", exercises.TABLE, ids=lambda e: e.number)
+def test_the_lesson_lists_the_exercise(exercise):
+    notebook = (small.ROOT / "lessons" / f"{exercises.MODULES[exercise.lesson].stem}.ipynb").read_text(encoding="utf-8")
+    row = f"| {exercise.number} | " + ("a question" if exercise.answer else f"`{exercise.name}`") + f" ({exercise.points})"
+    assert row in notebook, "a lesson ends with the exercises of the table, under the same numbers"
+
+
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_a_hole_keeps_signature_and_docstring_and_nothing_of_the_answer(lesson):
     hollow = exercises.with_holes(SOURCES[lesson], exercises.code_of([lesson]))
