@@ -34,7 +34,7 @@ def run(*args, **options):
                           cwd=small.ROOT, **options)
 
 
-def tests_of(lesson):
+def names_of_tests(lesson):
     tree = ast.parse((processes.TESTS / f"test_0{lesson}.py").read_text(encoding="utf-8"))
     return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
 
@@ -51,7 +51,7 @@ def test_every_lesson_has_exercises_from_easy_to_hard_in_order():
 @pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda e: e.number)
 def test_an_exercise_is_a_function_of_its_module_with_tests_and_mutants(exercise):
     body, i = exercises.find(ast.parse(SOURCES[exercise.lesson]), exercise.name)
-    tests = [name for name in tests_of(exercise.lesson) if
+    tests = [name for name in names_of_tests(exercise.lesson) if
              name.startswith(f"test_{exercise.number.replace('.', '_')}_")]
     wrong = [m for m in mutants(exercise.lesson).MUTANTS if m[0] == exercise.number]
     assert exercise.hint and exercise.concept and exercise.source and exercise.points > 0
