@@ -64,7 +64,7 @@ class Reporter:
         self.tasks, self.send, self.now, self.left = tasks, send, None, None
 
     def pytest_configure(self, config):
-        config.tasks = self.tasks                            # conftest.py makes one test of each for every task
+        config.tasks = self.tasks                            # shared.py makes one test of each for every task
 
     def pytest_collection_modifyitems(self, items):
         # pytest makes a test that skips itself of one without a task
@@ -127,7 +127,8 @@ def main():
     tasks = [processes.Task(label, number, {int(n): text for n, text in sources.items()})
              for label, number, sources in job["tasks"]]
     os.environ["EXERCISE_SEED"] = str(job["seed"])
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "shared", "--noconftest", "--rootdir", str(ROOT),
+               "-c", str(ROOT / "pyproject.toml")]
     reporter = Reporter(tasks, send)
     pytest.main([*options, *job["tests"]], plugins=[reporter])
     if reporter.left == 0:                                   # otherwise somebody has called exit
