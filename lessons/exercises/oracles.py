@@ -1,4 +1,4 @@
-"""What tests of lessons 4 and 5 share: a process whose tables were computed by hand, and denoisers that are watched."""
+"""What tests of lessons 3 to 5 share: a process whose tables were computed by hand, and denoisers that are watched."""
 from functools import cached_property
 from math import prod, sqrt
 
@@ -205,3 +205,14 @@ def draws_the_same(s, sampler, **options):
         close(f"x after {i} steps with all options given", got, wanted, "each step uses x0_fn, grad_fn(x, t) at the"
               " x before the step, and gaussian(x, generator), where there may be a generator for each image",
               tolerance=ROUGH)
+
+
+def tried(asked, call, idea):
+    """What call answers. If tensors do not fit together in it, the idea was missed."""
+    try:
+        return call()
+    except (RuntimeError, IndexError, StopIteration) as error:
+        if isinstance(error, NotImplementedError):
+            raise
+        came = f"{type(error).__name__}: {error}"[:200]
+    holds(asked, came, False, idea)

@@ -319,6 +319,8 @@ def test_6_4_the_original_is_not_changed(m, course, draw):
          [config.in_channels, 6], "the network that is given is not changed; a grown copy of it comes back")
     for name, value in old.state_dict().items():
         close(f"the original's {name} afterwards", value, before[name], "the network that is given is not changed")
+    holds("the original can be trained as before", "weights that require no gradient any more",
+          all(p.requires_grad for p in old.parameters()), "the network that is given is not changed")
 
 
 def test_6_4_is_a_copy(m, course, draw):

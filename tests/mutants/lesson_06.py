@@ -85,6 +85,7 @@ MUTANTS = [
     ("6.4", "{name: value.clone() for name, value in network.state_dict().items()}", "network.state_dict()",
      "a copy has weights of its own"),
     ("6.4", GROWN, "    grown.load_state_dict(weights, assign=True)\n    return grown", "eval mode"),
+    ("6.4", GROWN, "    network.requires_grad_(False)\n" + GROWN, "is not changed"),
     ("6.4", GROWN, "    network.input_conv, network.config = grown.input_conv, grown.config\n    return network",
      "is not changed"),
     ("6.4", GROWN, "    grown.load_state_dict(weights, assign=True)\n    grown.config = config\n"

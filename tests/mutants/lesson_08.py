@@ -69,6 +69,7 @@ MUTANTS = [
      "belong to an example"),
     ("8.2", NOISE, "noise = torch.rand(x0.shape, generator=torch.Generator().manual_seed(rngs[0].getrandbits(63)))",
      "the noise is Gaussian"),
+    ("8.2", NOISE, NOISE.replace("(x0, [", "(x0[:, :1], [") + ".expand_as(x0)", "in each channel"),
     ("8.2", NOISE, NOISE + " * 0.5", "variance 1"),
     ("8.2", RNGS, 'rngs = [tokenizer.seeded_rng("example", self.seed, i) for i in self.indices]', "noise of its own"),
     ("8.2", RNGS, 'rngs = [tokenizer.seeded_rng("example", step, i) for i in self.indices]',
