@@ -79,7 +79,7 @@ def alike(asked, got, want, idea):
 
 def picture(m, text, seed):
     """Two pictures of a prompt, in few steps."""
-    return m[9].generate(text, m[9].Weights(m[3].WEIGHTS), n=2, seed=seed, steps="3,2,2", upsampler_steps="2")
+    return m[9].generate(text, m[9].Weights(m[3].WEIGHTS), n=2, seed=seed, steps="3,2,2", upsampler_steps="1")
 
 
 def test_whole_picture(m, course, rng):
