@@ -358,7 +358,7 @@ def told(exercise, results, verbose=False):
 
 def row(exercise):
     """A line of the list of exercises."""
-    return f"{exercise.number:>5}  {exercise.points} points  {exercise.name}: {exercise.concept} [{exercise.source}]"
+    return f"{exercise.number:>5}  {exercise.points} points  {exercise.name} ({exercise.concept}) [{exercise.source}]"
 
 
 # --- For teachers: grade -----------------------------------------------------------------------------
