@@ -2,14 +2,13 @@
 from math import cos, sin
 
 from expect import close, holds, same
-from oracles import tried
-from torch import Tensor, arange, cat, eye, float32, no_grad, stack, tensor, zeros, zeros_like
+from oracles import tried, unchanged
+from torch import Tensor, arange, autocast, bfloat16, cat, eye, float32, no_grad, stack, tensor, zeros, zeros_like
 from torch.autograd import grad
-from torch.nn.functional import avg_pool2d, conv2d, group_norm, linear, silu
+from torch.nn.functional import avg_pool2d, silu
 from torch.nn.functional import scaled_dot_product_attention as fused
 
 T = tensor([3, 500, 999])
-UNCHANGED = "what belongs to the caller must not be changed"
 
 
 def form(asked, got, shape, idea):
@@ -101,13 +100,10 @@ def test_3_1_any_timesteps(m, rng):
         given = tensor(t)
         close(f"t = {t}, dim = {dim}", m.timestep_embedding(given, dim), waves(t, dim),
               "[cos, sin] of t·10000^(-i/half) for i < half", tolerance=1e-3)
-        same("t afterwards", given.tolist(), t, UNCHANGED)
+        unchanged("timestep_embedding(t, dim)", (given, tensor(t)))
 
 
 # --- 3.2 ResBlock.forward ---
-
-HOW = None, "down", "up"
-
 
 def block_of(m, draw, resample=None, out=12, dropout=0.0):
     """A block of 8 channels with random weights, an image that is not square, and a vector for each example."""
@@ -122,25 +118,16 @@ def resized(x, resample):
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3) if resample else x
 
 
-def adagn(block, h, emb):
-    """norm2, scaled by 1 + s and shifted by b."""
-    scale, shift = linear(emb, block.scale_shift.weight, block.scale_shift.bias)[..., None, None].chunk(2, dim=1)
-    return (1 + scale) * normed(block.norm2, h) + shift
-
-
-def normed(norm, x):
-    return group_norm(x, 4, norm.weight, norm.bias, eps=1e-5)
-
-
-def convolved(conv, h):
-    return conv2d(h, conv.weight, conv.bias, padding=conv.padding)
+def hidden(block, x, emb):
+    """What the last convolution is given, as a formula; without dropout."""
+    scale, shift = block.scale_shift(emb)[..., None, None].chunk(2, dim=1)
+    h = block.norm2(block.conv1(resized(silu(block.norm1(x)), block.resample)))
+    return silu(h + scale * h + shift)
 
 
 def written_out(block, x, emb):
     """The whole block as a formula; without dropout."""
-    h = convolved(block.conv1, resized(silu(normed(block.norm1, x)), block.resample))
-    h = convolved(block.conv2, silu(adagn(block, h, emb)))
-    return block.skip(resized(x, block.resample)) + h
+    return block.skip(resized(x, block.resample)) + block.conv2(hidden(block, x, emb))
 
 
 def test_3_2_the_size_that_is_asked_for(m, draw):
@@ -213,34 +200,34 @@ def test_3_2_the_branch_is_resized_before_its_convolution(m, draw):
 
 
 def test_3_2_dropout_in_training_only(m, draw):
-    block, x, emb = block_of(m, draw, dropout=0.5)
-    close("two answers of a block that is not in training", block(x, emb), block(x, emb),
+    (block, x, emb), given = block_of(m, draw, dropout=0.5), []
+    close("two answers of a block that is not in training", block(x.clone(), emb), block(x.clone(), emb),
           "outside training nothing is dropped: use self.dropout, which knows")
-    block.train()
-    got = stack([block(x, emb) for _ in range(2)])
-    form("answers in training", got, [2, 3, 12, 4, 6], "a block's answer")
-    holds("two answers of a block in training, with dropout 0.5", "the same answer twice", far(got[0], got[1]) > 1e-3,
-          "in training self.dropout drops numbers before the last convolution")
-    block.conv2.weight.data.zero_()
-    close("the answer in training where the last convolution only adds its bias", block(x, emb),
-          block.skip(x) + block.conv2.bias.view(-1, 1, 1),
+    block.conv2.register_forward_pre_hook(lambda layer, args: given.append(args[0]))
+    got = block.train()(x.clone(), emb)
+    left = given[0] != 0
+    holds("what the last convolution is given in training, with dropout 0.5", "all of it, and nothing was dropped",
+          left.sum().item() < left.numel(), "in training self.dropout drops numbers before the last convolution")
+    close("what of it is left in training", given[0], 2 * left * hidden(block, x, emb),
+          "dropout comes after the SiLU, just before the last convolution; what is left is doubled to make up for it")
+    close("the answer in training", got, block.skip(x) + block.conv2(given[0]),
           "what is dropped is the last convolution's input, neither its answer nor the identity")
 
 
 def test_3_2_any_block(m, draw):
-    for how in HOW:
+    for how in None, "down", "up":
         for out in 8, 12:
             block, x, emb = block_of(m, draw, how, out)
             before = x.clone(), emb.clone()
             close(f"the answer of a block from 8 to {out} channels with resample={how!r}", block(x, emb),
                   written_out(block, x, emb), "norm, SiLU, resize, conv; AdaGN, SiLU, dropout, conv; + the identity")
-            close("x afterwards", x, before[0], UNCHANGED)
-            close("emb afterwards", emb, before[1], UNCHANGED)
+            unchanged("block(x, emb)", (x, before[0]), (emb, before[1]))
 
 
 def test_3_2_everything_learns(m, draw):
     block, x, emb = block_of(m, draw, "down")
-    learns(block(x, emb), written_out(block, x, emb), dict(block.named_parameters()), draw(3, 12, 2, 3).double())
+    inputs = {**dict(block.named_parameters()), "x": x.requires_grad_()}
+    learns(block(x, emb), written_out(block, x, emb), inputs, draw(3, 12, 2, 3).double())
 
 
 # --- 3.3 TextAttention.forward ---
@@ -253,11 +240,10 @@ def attention_of(m, draw, words=5):
 
 def attended(layer, x, text_kv):
     """The whole layer as a formula."""
-    parts = linear(normed(layer.norm, x).flatten(2).mT, layer.qkv.weight, layer.qkv.bias).split(4, dim=-1)
+    parts = layer.qkv(layer.norm(x).flatten(2).mT).split(4, dim=-1)
     q, k, v = (stack([parts[i], parts[3 + i]], dim=1) for i in range(3))
     seen = fused(q, cat([k, text_kv[0]], dim=2), cat([v, text_kv[1]], dim=2))
-    seen = linear(cat([seen[:, 0], seen[:, 1]], dim=-1), layer.out.weight, layer.out.bias)
-    return x + seen.mT.reshape(x.shape)
+    return x + layer.out(cat([seen[:, 0], seen[:, 1]], dim=-1)).mT.reshape(x.shape)
 
 
 def seen_by(layer, x, text_kv):
@@ -302,13 +288,13 @@ def test_3_3_one_softmax(m, draw, rng):
 
 
 def test_3_3_keys_belong_to_their_values(m, draw, rng):
-    layer, x, (keys, values) = attention_of(m, draw)
+    layer, x, (keys, _) = attention_of(m, draw)
     silence(layer.qkv, layer.out)
     layer.out.weight.data, layer.qkv.bias.data = eye(8).double(), layer.qkv.bias.data + 5     # q, k and v are all 5
-    word = rng.randrange(5)
+    word, values = rng.randrange(5), draw(3, 1, 5, 1).double()
     keys[:], keys[:, :, word] = -9, 90
-    close(f"attention where only word {word} fits", seen_by(layer, x, (keys, values)),
-          values[:, :, word].flatten(1)[..., None, None].expand(x.shape),
+    close(f"attention where only word {word} fits", seen_by(layer, x, (keys, values.expand(keys.shape))),
+          values[:, :, word, :, None].expand(x.shape),
           "text_kv is keys, then values, and both are joined to the image's in the same order")
 
 
@@ -329,19 +315,25 @@ def test_3_3_places_come_back_where_they_were(m, draw, rng):
           "places have no order of their own: what a place has seen must come back to this very place")
 
 
+def test_3_3_each_head_for_itself(m, draw):
+    layer, x, text_kv = attention_of(m, draw)
+    close("attention with two heads", layer(x.clone(), text_kv), attended(layer, x, text_kv),
+          "heads stay apart: split_heads makes each head's q, k and v of what self.qkv answers, in this order, each"
+          " query looks for keys and gets their values, and merge_heads puts the heads side by side again")
+
+
 def test_3_3_any_image(m, draw):
     for height, width, words in (3, 4, 5), (5, 2, 1), (1, 7, 9):
         layer, _, (keys, values) = attention_of(m, draw, words)
-        x = 2 * draw(3, 8, height, width).double()
+        x = 2 * draw(3, 8, height, width).double().requires_grad_()
         before, want = (x.clone(), keys.clone(), values.clone()), attended(layer, x, (keys, values))
         got = layer(x, (keys, values))
         close(f"attention of {height}×{width} places to themselves and {words} words", got, want,
               "x + out(attention(q, text's and image's keys, text's and image's values)): one softmax, with"
               " q, k and v as split_heads gives them")
-        for name, now, was in zip(("x", "the text's keys", "the text's values"), (x, keys, values), before):
-            close(f"{name} afterwards", now, was, UNCHANGED)
+        unchanged("attention(x, text_kv)", *zip((x, keys, values), before))
         learned = {name: p for name, p in layer.named_parameters() if not name.startswith("text_kv")}
-        learns(got, want, learned, draw(*x.shape).double())
+        learns(got, want, {**learned, "x": x}, draw(*x.shape).double())
 
 
 # --- 3.4 UNet.forward ---
@@ -368,9 +360,7 @@ class Watched:
 
     def __init__(self, network, draw):
         self.went, self.came, self.network = {}, {}, network
-        resampled = [level.resample for level in (*network.down, *network.up) if level.resample]
-        blocks = [block for level in (*network.down, *network.up) for block in level.blocks] + [*network.middle]
-        for part in network.input_conv, *resampled, *[p for b in blocks for p in (b.res, b.attention) if p]:
+        for part in network.modules():
             part.register_forward_hook(self.note, with_kwargs=True)
         x, t, cond = question(draw)
         with no_grad():
@@ -398,12 +388,20 @@ class Watched:
         """The parts of these levels, in the order in which they run."""
         return [part for level in levels for part in (*level.blocks, level.resample) if part]
 
-    def states(self):
-        """What the way down leaves behind, in this order."""
-        return [self.after(part) for part in (self.network.input_conv, *self.way(self.network.down))]
+    def running(self):
+        """All blocks and resamplings, in the order in which they run."""
+        return [*self.way(self.network.down), *self.network.middle, *self.way(self.network.up)]
 
     def ups(self):
         return [block for level in self.network.up for block in level.blocks]
+
+
+def test_3_4_time_as_waves(m, course, draw):
+    network, (x, t, cond) = unet_of(m, course, draw), question(draw)
+    network.time[0].register_forward_pre_hook(lambda layer, given: close(
+        "what network.time is given", given[0], waves(T.tolist(), 8),
+        "time enters as timestep_embedding(t, config.channels), a row for each image's own t", tolerance=1e-3))
+    tried("a call of the network", lambda: network(x, t, **network.prepare(**cond)), STATES)
 
 
 def test_3_4_every_state_is_pushed(m, course, draw):
@@ -417,36 +415,33 @@ def test_3_4_every_state_is_pushed(m, course, draw):
 def test_3_4_skips_come_second(m, course, draw):
     watched = Watched(unet_of(m, course, draw), draw)
     below, first = watched.after(watched.network.middle[1]), watched.into(watched.ups()[0].res)
-    width = below.shape[1]
-    holds("the first block on the way up gets [h, skip]", "the skip first, then h",
-          first.shape[1] != 2 * width or far(first[:, width:], below) > 1e-4,
+    holds("the first block on the way up gets [h, skip]", "the skip first", far(first[:, -8:], below) > 1e-4,
           "the order of what is concatenated: what comes from below is first and the skip is second")
 
 
 def test_3_4_the_way_runs_on(m, course, draw):
     watched = Watched(unet_of(m, course, draw), draw)
-    network = watched.network
-    way = [network.input_conv, *watched.way(network.down), *network.middle, *watched.way(network.up)]
+    way = [watched.network.input_conv, *watched.running()]
     for before, part in zip(way, way[1:]):
         h = watched.after(before)
         close("what goes into a part of the network, but for the skip", watched.into(getattr(part, "res", part))
               [:, :h.shape[1]], h, "one after the other: down with its resampling, the middle, up with its resampling")
     with no_grad():
-        close("the answer", watched.answer, network.output(watched.after(way[-1])),
+        close("the answer", watched.answer, watched.network.output(watched.after(way[-1])),
               "self.output makes the answer of what the last block on the way up leaves")
 
 
 def test_3_4_skips_are_a_stack(m, course, draw):
     watched = Watched(unet_of(m, course, draw), draw)
-    for i, (block, skip) in enumerate(zip(watched.ups(), watched.states()[::-1])):
+    pushed = watched.network.input_conv, *watched.way(watched.network.down)
+    for i, (block, skip) in enumerate(zip(watched.ups(), map(watched.after, reversed(pushed)))):
         close(f"the skip of block {i} on the way up", watched.into(block.res)[:, -skip.shape[1]:], skip,
               "skips are a stack: what was pushed last on the way down is popped first")
 
 
 def test_3_4_time_and_caption_make_one_vector(m, course, draw):
     watched = Watched(unet_of(m, course, draw), draw)
-    network = watched.network
-    for part in *watched.way(network.down), *network.middle, *watched.way(network.up):
+    for part in watched.running():
         close("emb, which goes into every residual block", watched.into(getattr(part, "res", part), 1), watched.emb,
               "one vector for all blocks: SiLU of time(timestep_embedding(t)) + pooled, the sum and then the SiLU",
               tolerance=1e-3)
@@ -454,9 +449,7 @@ def test_3_4_time_and_caption_make_one_vector(m, course, draw):
 
 def test_3_4_each_attention_has_its_own_text(m, course, draw):
     watched = Watched(unet_of(m, course, draw), draw)
-    network = watched.network
-    blocks = *watched.way(network.down), *network.middle, *watched.way(network.up)
-    layers = [block.attention for block in blocks if getattr(block, "attention", None)]
+    layers = [block.attention for block in watched.running() if getattr(block, "attention", None)]
     for layer, pair in zip(layers, watched.cond["text_kv"]):
         close("the text keys and values of an attention layer", stack(list(watched.into(layer, 1))), stack(list(pair)),
               "each attention layer takes the next pair of text_kv: down, middle, up")
@@ -472,7 +465,15 @@ def test_3_4_prepared_or_not(m, course, draw):
         for call in "first", "second":
             asked = f"the {call} answer with what prepare made of the caption"
             close(asked, tried(asked, lambda: network(x, t, **prepared), idea), want, idea)
-    same("how many pairs text_kv holds afterwards", len(prepared["text_kv"]), count, UNCHANGED)
+    same("pairs that are left in text_kv", len(prepared["text_kv"]), count, "what belongs to the caller is not changed")
+
+
+def test_3_4_answers_in_float32(m, course, draw):
+    network, (x, t, cond) = unet_of(m, course, draw), question(draw)
+    with no_grad(), autocast("cpu", bfloat16):
+        got = network(x, t, **cond)
+    same("the type of an answer whose products were computed in 16 bits (torch.autocast, as in training)",
+         str(got.dtype), str(float32), "the answer is float32 even if what is inside is not: .float() at the end")
 
 
 def test_3_4_examples_do_not_meet(m, course, draw):
@@ -493,5 +494,5 @@ def test_3_4_any_network(m, course, draw):
         idea = "down, keeping every state; the middle; up, popping them; output"
         got, want = tried(asked, lambda: network(x, t, **cond), idea), oracle(x, t, **cond)
         close(asked, got, want, idea, tolerance=1e-3)
-        close("x afterwards", x, before, UNCHANGED)
+        unchanged("network(x, t, tokens=tokens, mask=mask)", (x, before))
     learns(got, want, dict(network.named_parameters()), draw(3, 6, 8, 12), [*oracle.parameters()])
