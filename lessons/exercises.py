@@ -342,7 +342,7 @@ def check(args):
 def told(exercise, results, verbose=False):
     """What a student is told of an exercise: a line; and of what is wrong the first problem, with a hint."""
     wrong = [result for result in results if result.problem]
-    right = f"{exercise.points * fraction(results):g} of {exercise.points} points"
+    right = f"{round(exercise.points * fraction(results), 2):g} of {exercise.points} points"
     text = f"{exercise.number:>5}  {exercise.name if not exercise.answer else 'question'}: {right}"
     if not wrong:
         return text

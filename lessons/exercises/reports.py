@@ -22,7 +22,7 @@ def write_table(grades, columns, out):
         table.writerow(["student", *(exercise.number for exercise in columns), "of 100"])
         for one in grades:
             points = [exercise.points * exercises.fraction(one.results[exercise.number]) for exercise in columns]
-            table.writerow([one.student, *(f"{p:g}" for p in points), f"{one.total():.1f}"])
+            table.writerow([one.student, *(f"{round(p, 2):g}" for p in points), f"{one.total():.1f}"])
 
 
 def write(one, args, seconds):
