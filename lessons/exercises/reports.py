@@ -74,8 +74,8 @@ def gradescope_tests(one, exercise, results):
         if part:
             entries.append({
                 "name": f"{exercise.number} {exercise.name} ({kind})", "number": exercise.number,
-                "score": round(most * len(passed) / len(results) if score else 0, 3),
-                "max_score": round(most * len(part) / len(results), 3), "visibility": visibility,
+                "score": round(most * len(passed) / len(results) if score else 0, 5),
+                "max_score": round(most * len(part) / len(results), 5), "visibility": visibility,
                 "status": "passed" if len(passed) == len(part) else "failed",
                 "output": printable(exercises.told(exercise, part))})
     return entries
