@@ -154,6 +154,11 @@ def exercises_of(lessons):
     return [exercise for exercise in TABLE if exercise.lesson in lessons]
 
 
+def code_of(lessons):
+    """The exercises of these lessons that are functions, not questions."""
+    return [exercise for exercise in exercises_of(lessons) if not exercise.answer]
+
+
 # --- Holes, and how they are filled ------------------------------------------------------------------
 
 def find(tree, name):
@@ -192,11 +197,9 @@ def graft(source, number):
     lesson = int(number.split(".")[0])
     name = MODULES[lesson].name
     tree, course = ast.parse(source, name), course_tree(lesson)
-    for exercise in exercises_of([lesson]):
-        if exercise.number in QUESTIONS:
-            continue
+    find(tree, BY_NUMBER[number].name)                  # raises LookupError if it is not there
+    for exercise in code_of([lesson]):
         if exercise.number == number:
-            find(tree, exercise.name)                   # raises LookupError if it is not there
             continue
         body, i = find(course, exercise.name)
         with suppress(LookupError):
@@ -315,11 +318,6 @@ def start(args):
     for exercise in exercises:
         print(row(exercise))
     print(f"They are holes in {target}. When one is filled: python lessons/exercises.py check {exercises[0].number}")
-
-
-def code_of(lessons):
-    """The exercises of these lessons that are functions, not questions."""
-    return [exercise for exercise in exercises_of(lessons) if not exercise.answer]
 
 
 def unused(path):

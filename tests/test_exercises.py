@@ -7,8 +7,6 @@ import ast
 import csv
 import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -29,9 +27,8 @@ def mutants(lesson):
     return import_module(f"mutants.lesson_0{lesson}")
 
 
-def run(*args, **options):
-    return subprocess.run([sys.executable, "lessons/exercises.py", *map(str, args)], capture_output=True, text=True,
-                          cwd=small.ROOT, **options)
+def run(*args):
+    return small.run("lessons/exercises.py", *args)
 
 
 def names_of_tests(lesson):

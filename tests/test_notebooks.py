@@ -20,6 +20,11 @@ def cells(path, kind):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
+def lines_of(code):
+    """How many lines of code these cells have, without empty ones."""
+    return sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code)
+
+
 @pytest.mark.notebooks
 @pytest.mark.parametrize("path", sorted(LESSONS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom_in_a_fresh_kernel(path):
@@ -51,7 +56,7 @@ def test_a_lesson_imports_the_code_and_never_repeats_it(path):
 def test_a_lesson_says_more_than_it_computes(path):
     code, prose = cells(path, "code"), cells(path, "markdown")
     words = sum(len(cell.source.split()) for cell in prose)
-    lines = sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code)
+    lines = lines_of(code)
     longest = max(len(cell.source.splitlines()) for cell in code)
     assert longest <= 15, f"a cell of {longest} lines: split it, or let the module do it"
     assert words > 8 * lines, f"{words} words for {lines} lines of code: code without words teaches nobody"
@@ -62,7 +67,7 @@ def test_a_lesson_says_more_than_it_computes(path):
 def test_a_lesson_fits_an_hour_of_attention(path):
     code = cells(path, "code")
     count = len(code) + len(cells(path, "markdown"))
-    lines = sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code)
+    lines = lines_of(code)
     figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     assert 40 <= count <= 70, f"{path.name} has {count} cells: a lesson has 40 to 70, short ones"
     assert lines <= 120, f"{path.name} has {lines} lines of code: more than 120, and nobody reads them all"

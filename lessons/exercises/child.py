@@ -52,6 +52,7 @@ def load_anew(n):
     sys.modules.pop(MODULES[n].stem)
     return import_module(MODULES[n].stem)
 
+
 # --- pytest, and what is said of it ------------------------------------------------------------------
 
 class Reporter:

@@ -11,12 +11,9 @@ subclasses of Tensor are refused.
 
 import numpy as np
 from numpy import abs as absolute, asarray, float64, isfinite, isnan
+from torch import Tensor, nn
 
-try:
-    from torch import Tensor, nn
-    PARAMETER, numpy_of, detach, to_float = nn.Parameter, Tensor.numpy, Tensor.detach, Tensor.double
-except ImportError:                                          # the tests of lesson 1 need no torch
-    Tensor = PARAMETER = None
+PARAMETER, numpy_of, detach, to_float = nn.Parameter, Tensor.numpy, Tensor.detach, Tensor.double
 
 
 class Wrong(AssertionError):
@@ -63,7 +60,7 @@ def short(value):
 
 def array(asked, value):
     """A tensor, a number or a list of numbers as a float64 array."""
-    if Tensor and type(value) in (Tensor, PARAMETER):
+    if type(value) in (Tensor, PARAMETER):
         value = detach(value)
         return numpy_of(to_float(value.cpu()))
     try:

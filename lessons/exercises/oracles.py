@@ -1,12 +1,18 @@
-"""What tests of lessons 3 to 5 share: a process whose tables were computed by hand, and denoisers that are watched."""
+"""What tests of lessons 2 to 5 share: a process whose tables were computed by hand, and denoisers that are watched."""
 from functools import cached_property
 from math import prod, sqrt
 
 from expect import close, holds, same
-from torch import Generator, cat, equal, float64, full_like, tensor
+from torch import Generator, Tensor, cat, equal, float64, full_like, tensor
 
 SHAPE = 4, 3, 5, 4          # B, C, H, W: not square, and as wide as the batch is large, so that a wrong axis shows
 ROUGH = 1e-3                # a tolerance, where an error of float32 is divided by √ᾱ
+
+
+def shaped(asked, got, shape, idea):
+    """A tensor of this shape."""
+    holds(asked, f"something of type {type(got).__name__}", type(got) is Tensor, "a tensor was expected")
+    same(f"the shape of {asked}", list(got.shape), list(shape), idea)
 
 
 def form(asked, got, shape, dtype, idea):
@@ -216,3 +222,15 @@ def tried(asked, call, idea):
             raise
         came = f"{type(error).__name__}: {error}"[:200]
     holds(asked, came, False, idea)
+
+
+def silence(*layers):
+    """Linear layers that answer zero."""
+    for layer in layers:
+        for p in layer.parameters():
+            p.data.zero_()
+
+
+def far(a, b):
+    """The largest difference between two tensors."""
+    return (a - b).abs().max().item()

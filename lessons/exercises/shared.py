@@ -16,6 +16,7 @@ from importlib import import_module
 
 import expect  # noqa: F401  loaded before any student's code, so that nothing that it needs can be exchanged
 import pytest
+import torch
 
 from lessons.exercises import child, processes
 from lessons import exercises
@@ -31,7 +32,7 @@ def number_of(name):
 
 
 def pytest_generate_tests(metafunc):
-    """A test runs once for each task that belongs to its exercise; see Reporter in exercises.py."""
+    """A test runs once for each task that belongs to its exercise; see Reporter in child.py."""
     number, tasks = number_of(metafunc.function.__name__), getattr(metafunc.config, "tasks", None)
     if tasks is None:                                        # plain pytest, without a grader
         sources = exercises.read_submission(exercises.ROOT / "work")
@@ -74,7 +75,5 @@ def rng(request):
 
 @pytest.fixture
 def draw(rng):
-    import torch                                             # the first lesson needs none
-
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     return lambda *shape: torch.randn(*shape, generator=generator)

@@ -2,6 +2,7 @@
 from math import erf, exp, sqrt
 
 from expect import close, holds, same
+from oracles import far, shaped, silence
 from torch import (Tensor, arange, bfloat16, cat, einsum, eye, float64, full, linspace, nn, ones, stack, tensor, tril,
                    where, zeros, zeros_like)
 from torch.autograd import grad
@@ -12,24 +13,11 @@ B, H, N, M, D = 3, 2, 5, 7, 16      # examples, heads, queries, keys, and the wi
 UNCHANGED = "what belongs to the caller must not be changed"
 
 
-def form(asked, got, shape, idea):
-    """A tensor of this shape."""
-    holds(asked, f"something of type {type(got).__name__}", type(got) is Tensor, "a tensor was expected")
-    same(f"the shape of {asked}", list(got.shape), list(shape), idea)
-
-
 def randomize(module, draw):
     """The module with random weights, for zeros hide mistakes."""
     for p in module.parameters():
         p.data = draw(*p.shape) * (0.7 / max(1, p[0].numel()) ** 0.5) + 0.2 * (p.dim() == 1)
     return module.eval()
-
-
-def silence(*layers):
-    """Linear layers that answer zero."""
-    for layer in layers:
-        for p in layer.parameters():
-            p.data.zero_()
 
 
 def learns(asked, got, want, inputs, up, idea):
@@ -39,11 +27,6 @@ def learns(asked, got, want, inputs, up, idea):
     wants = grad(want, [*inputs.values()], up.to(want.dtype))
     for (name, x), slope, wanted in zip(inputs.items(), slopes, wants):
         close(f"the gradient of {name}", zeros_like(x) if slope is None else slope, wanted, idea)
-
-
-def far(a, b):
-    """The largest difference between two tensors."""
-    return (a - b).abs().max().item()
 
 
 # --- 2.1 attention_weights ---
@@ -67,8 +50,8 @@ def softmaxed(scores):
 def test_2_1_a_weight_for_each_query_and_key(m, draw):
     q, k = questions(draw)
     idea = "a row for each query, and in it a weight for each key: q times k transposed"
-    form(f"the weights of q {list(q.shape)} and k {list(k.shape)}", m.attention_weights(q, k), [B, H, N, M], idea)
-    form("the weights of q [5, 16] and k [7, 16]", m.attention_weights(q[0, 0], k[0, 0]), [N, M], idea)
+    shaped(f"the weights of q {list(q.shape)} and k {list(k.shape)}", m.attention_weights(q, k), [B, H, N, M], idea)
+    shaped("the weights of q [5, 16] and k [7, 16]", m.attention_weights(q[0, 0], k[0, 0]), [N, M], idea)
 
 
 def test_2_1_rows_sum_to_one(m, draw):
@@ -102,7 +85,7 @@ def test_2_1_in_float32(m, draw):
     q, k = questions(draw)
     for dtype in bfloat16, float64:
         weights = m.attention_weights(q.to(dtype), k.to(dtype))
-        form("the weights", weights, [B, H, N, M], "a row for each query, a weight for each key")
+        shaped("the weights", weights, [B, H, N, M], "a row for each query, a weight for each key")
         same(f"the type of the weights of q and k in {dtype}", str(weights.dtype), "torch.float32",
              "weights are float32, whatever the type of q and k")
     close("the sums of weights in bfloat16", m.attention_weights(q.to(bfloat16), k.to(bfloat16)).sum(-1), ones(B, H, N),
@@ -118,7 +101,7 @@ def test_2_1_gradients_pass(m, draw):
 def test_2_1_q_and_k_stay_as_they_are(m, draw):
     q, k = questions(draw)
     before = q.clone(), k.clone()
-    form("the weights", m.attention_weights(q, k), [B, H, N, M], "a row for each query, a weight for each key")
+    shaped("the weights", m.attention_weights(q, k), [B, H, N, M], "a row for each query, a weight for each key")
     close("q and k afterwards", cat([q, k], dim=2), cat(before, dim=2), UNCHANGED)
 
 
@@ -141,7 +124,7 @@ def soft_lookup(q, k, v, causal=False):
 
 def test_2_2_an_answer_for_each_query(m, draw):
     q, k = questions(draw)
-    form("attention of q [3, 2, 5, 16], k and v [3, 2, 7, 16]", m.attention(q, k, draw(B, H, M, D)), [B, H, N, D],
+    shaped("attention of q [3, 2, 5, 16], k and v [3, 2, 7, 16]", m.attention(q, k, draw(B, H, M, D)), [B, H, N, D],
          "one answer for each query, as wide as a value")
 
 
@@ -156,7 +139,7 @@ def test_2_2_looks_ahead_if_not_causal(m, draw):
     q, k, v = draw(3, B, H, N, D)
     for given in (q, k, v), trained(q, k, v):
         got = m.attention(*given)
-        form("attention", got, [B, H, N, D], "one answer for each query, as wide as a value")
+        shaped("attention", got, [B, H, N, D], "one answer for each query, as wide as a value")
         holds("attention without causal", "the first query sees one key alone", far(got[:, :, 0], v[:, :, 0]) > 0.1,
               "unless it is causal, each query sees all keys, those to its right too")
 
@@ -235,7 +218,7 @@ def split(m, x, heads):
           type(parts) in (list, tuple, Tensor), "q, k and v come back, three tensors")
     same(f"how many tensors split_heads(x, {heads}) returns", len(parts), 3, "q, k and v come back, three tensors")
     for part in parts:
-        form(f"each part of x {list(x.shape)} with {heads} heads", part,
+        shaped(f"each part of x {list(x.shape)} with {heads} heads", part,
              [len(x), heads, x.shape[1], x.shape[2] // heads // 3], "each of q, k and v is [B, h, N, d]")
     return stack(list(parts))
 
@@ -307,7 +290,7 @@ def test_2_4_four_times_wider_and_back(m, rng):
     holds("the second layer's name", f"the layers {list(dict(mlp.named_children()))}",
           getattr(mlp, "down", None) is layers(mlp)[1],
           "it is called down: init_weights knows it by this name, and so do files of weights")
-    form(f"what MLP({width}) answers to [2, 3, {width}]", mlp(zeros(2, 3, width)), [2, 3, width], "as wide as before")
+    shaped(f"what MLP({width}) answers to [2, 3, {width}]", mlp(zeros(2, 3, width)), [2, 3, width], "as wide as before")
 
 
 def test_2_4_the_activation_is_a_gelu(m):
@@ -355,7 +338,7 @@ def test_2_5_the_sum_is_not_normalised(m, draw):
     block, x = random_block(m, draw)
     silence(block.attention.out, block.mlp.down)
     got = block(x.clone())
-    form("the answer", got, x.shape, "a block changes no shape")
+    shaped("the answer", got, x.shape, "a block changes no shape")
     after = [normed(norm, x) for norm in (block.norm1, block.norm2)]
     after += [normed(block.norm2, after[0])]
     holds("x, from a block whose branches answer zero", "x after a norm", min(far(got, x) for x in after) > 1e-3,
@@ -389,7 +372,7 @@ def test_2_5_the_mlp_sees_what_attention_found(m, draw):
     mlp_first = x + block.mlp(normed(block.norm2, x))
     mlp_first = mlp_first + block.attention(normed(block.norm1, mlp_first))
     got = block(x.clone())
-    form("the answer", got, x.shape, "a block changes no shape")
+    shaped("the answer", got, x.shape, "a block changes no shape")
     holds("first attention, then the MLP, which sees its result", "both side by side", far(got, both) > 1e-3,
           "one after the other: the MLP sees the sum that attention has added to")
     holds("first attention, then the MLP, which sees its result", "the MLP first", far(got, mlp_first) > 1e-3,
@@ -421,7 +404,7 @@ def captions(draw, context=6):
 
 
 def test_2_6_a_vector_for_each_place(m, draw):
-    form("embed(tokens [4, 6], mask [4, 6]) with D = 8", encoder_of(m, draw).embed(*captions(draw)), [4, 6, 8],
+    shaped("embed(tokens [4, 6], mask [4, 6]) with D = 8", encoder_of(m, draw).embed(*captions(draw)), [4, 6, 8],
          "each place of each caption becomes a vector of width D")
 
 

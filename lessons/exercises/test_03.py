@@ -2,19 +2,13 @@
 from math import cos, sin
 
 from expect import close, holds, same
-from oracles import tried, unchanged
-from torch import Tensor, arange, autocast, bfloat16, cat, eye, float32, no_grad, stack, tensor, zeros, zeros_like
+from oracles import far, shaped, silence, tried, unchanged
+from torch import arange, autocast, bfloat16, cat, eye, float32, no_grad, stack, tensor, zeros, zeros_like
 from torch.autograd import grad
 from torch.nn.functional import avg_pool2d, silu
 from torch.nn.functional import scaled_dot_product_attention as fused
 
 T = tensor([3, 500, 999])
-
-
-def form(asked, got, shape, idea):
-    """A tensor of this shape."""
-    holds(asked, f"something of type {type(got).__name__}", type(got) is Tensor, "a tensor was expected")
-    same(f"the shape of {asked}", list(got.shape), list(shape), idea)
 
 
 def learns(got, want, inputs, up, oracle=None):
@@ -33,18 +27,6 @@ def randomize(module, draw):
     return module.eval()
 
 
-def silence(*layers):
-    """Layers that answer zero."""
-    for layer in layers:
-        for p in layer.parameters():
-            p.data.zero_()
-
-
-def far(a, b):
-    """The largest difference between two tensors."""
-    return (a - b).abs().max().item()
-
-
 # --- 3.1 timestep_embedding ---
 
 def waves(t, dim):
@@ -57,7 +39,7 @@ def waves(t, dim):
 def test_3_1_a_row_for_each_timestep(m):
     for dim in 2, 8, 12:
         row = m.timestep_embedding(T, dim)
-        form(f"timestep_embedding(t [3], {dim})", row, [3, dim], "a row of dim numbers for each timestep")
+        shaped(f"timestep_embedding(t [3], {dim})", row, [3, dim], "a row of dim numbers for each timestep")
         same("their type", str(row.dtype), str(float32), "the embedding is float32, though timesteps are integers")
 
 
@@ -136,7 +118,7 @@ def test_3_2_the_size_that_is_asked_for(m, draw):
         factor, x = {"down": 0.5, "up": 2}.get(how, 1), draw(3, 8, *size).double()
         idea = "both the branch and the identity are resized, so that they can be added"
         asked = f"the answer to x {list(x.shape)} with resample={how!r} and 12 channels"
-        form(asked, tried(asked, lambda: block(x, emb), idea), [3, 12, *(int(side * factor) for side in size)], idea)
+        shaped(asked, tried(asked, lambda: block(x, emb), idea), [3, 12, *(int(side * factor) for side in size)], idea)
 
 
 def test_3_2_the_identity_is_kept(m, draw):
@@ -160,7 +142,7 @@ def test_3_2_the_one_of_adagn(m, draw):
     block, x, emb = block_of(m, draw)
     silence(block.scale_shift)
     got = block(x.clone(), emb)
-    form("the answer", got, [3, 12, 4, 6], "as many channels as were asked for")
+    shaped("the answer", got, [3, 12, 4, 6], "as many channels as were asked for")
     inside = (got - block.skip(x))[:, :, 1:-1, 1:-1].flatten(2)
     holds("the answer where scale and shift are zero", "nothing that depends on the place",
           far(inside, inside.mean(2, keepdim=True)) > 1e-3,
@@ -172,7 +154,7 @@ def test_3_2_scale_comes_first(m, draw):
     got = block(x.clone(), emb)
     for p in block.scale_shift.parameters():
         p.data = p.data.roll(12, 0)
-    form("the answer", got, [3, 12, 4, 6], "as many channels as were asked for")
+    shaped("the answer", got, [3, 12, 4, 6], "as many channels as were asked for")
     holds("the first half of what scale_shift answers is the scale", "the answer if it is the shift",
           far(got, written_out(block, x, emb)) > 1e-3, "scale comes first, then shift")
 
@@ -250,7 +232,7 @@ def seen_by(layer, x, text_kv):
     """What is added to x."""
     idea = "words and places are joined along the token axis, and the answer has the image's shape"
     got = tried("the answer to x [3, 8, 3, 4] and 5 words", lambda: layer(x.clone(), text_kv), idea)
-    form("the answer to x [3, 8, 3, 4]", got, x.shape, idea)
+    shaped("the answer to x [3, 8, 3, 4]", got, x.shape, idea)
     return got - x
 
 
@@ -408,7 +390,7 @@ def test_3_4_every_state_is_pushed(m, course, draw):
     watched = Watched(unet_of(m, course, draw), draw)
     same("how many channels come into the blocks of the way up", [watched.into(b.res).shape[1] for b in watched.ups()],
          [b.res.norm1.num_channels for b in watched.ups()], STATES)
-    form("the answer to x [3, 3, 8, 12]", watched.answer, [3, 6, 8, 12], "as large as x: the noise, and its variance")
+    shaped("the answer to x [3, 3, 8, 12]", watched.answer, [3, 6, 8, 12], "as large as x: the noise, and its variance")
     same("its type", str(watched.answer.dtype), str(float32), "the answer is float32")
 
 
