@@ -68,7 +68,7 @@ class UNetConfig:
 # The named sizes. Upsamplers see the enlarged low-resolution image on three more channels (07).
 UNET = {
     "tiny": UNetConfig(64, (1, 2), 1, (1,), dropout=0.0, text=TEXT["tiny"]),
-    "tiny-upsampler": UNetConfig(32, (1, 2, 2), 1, (2,), 6, dropout=0.0, text=TEXT["tiny-upsampler"]),
+    "tiny-upsampler": UNetConfig(32, (1, 2, 2), 1, (2,), 6, dropout=0.0, groups=8, text=TEXT["tiny-upsampler"]),
     "small": UNetConfig(32, (1, 2, 4), 1, (1, 2), dropout=0.0, groups=8, text=TEXT["small"]),
     "small-upsampler": UNetConfig(32, (1, 2, 2, 2), 1, (3,), 6, dropout=0.0, groups=8, text=TEXT["small-upsampler"]),
     "filtered": UNetConfig(text=TEXT["filtered"]),

@@ -11,14 +11,16 @@ from PIL import Image
 import small
 
 unet, judge = import_module("03_unet"), import_module("lessons.10_judge")
-NAMES = ("grid", "guidance", "inpainting", "own_images", "samplers", "story", "weaknesses")
+NAMES = ("grid", "guidance", "inpainting", "own_images", "pictures", "samplers", "story", "trials", "weaknesses")
 experiments = {name: import_module(f"lessons.experiments.{name}") for name in NAMES}
 common = import_module("lessons.experiments.common")
 guided, inpainting, weaknesses = (experiments[name] for name in ("guidance", "inpainting", "weaknesses"))
 FIGURES = small.ROOT / "lessons" / "figures"
 QUICK = {"grid": ["--n", 3], "guidance": ["--n", 2, "--seeds", 0, "--steps", 2],
-         "inpainting": ["--n", 4, "--seeds", 0, 1, "--steps", 2], "samplers": ["--n", 4, "--steps", 2, 3],
-         "story": [], "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2]}
+         "inpainting": ["--n", 4, "--seeds", 0, 1, "--steps", 2], "pictures": ["--n", 2, "--turns", 2],
+         "samplers": ["--n", 4, "--steps", 2, 3], "story": [],
+         "trials": ["--n", 2, "--steps", 2, "--only", "32 groups", "noise on what it is shown"],
+         "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2]}
 
 
 @pytest.fixture(scope="module")

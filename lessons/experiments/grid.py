@@ -16,12 +16,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, judge, sample = map(import_module, ("lessons.experiments.common", "lessons.10_judge", "09_sample"))
+common, judge = map(import_module, ("lessons.experiments.common", "lessons.10_judge"))
 
 
 def measure(args, partial):
     """Draws all images at once. -> their captions and the images"""
-    weights = sample.Weights(args.weights)
+    weights = common.weights(args)
     base, upsampler = weights.load("base"), weights.load("upsampler")
     kinds = ("single", "pair", "count") if base.world == "full" else ("easy single",)
     scenes = [scene for kind in kinds for scene in judge.eval_captions(kind, args.n // len(kinds), seed=1)]

@@ -18,8 +18,9 @@ CLIP's gradient by it.
     python lessons/experiments/guidance.py                                             20 minutes on one core
     python lessons/experiments/guidance.py --redraw --out lessons/figures/guidance.png
 
-Found: by CLIP's own score its guidance is best, yet the judge finds 14 points fewer captions right than with
-classifier-free guidance, 68% against 82%. CLIP alone draws nothing that the judge would accept.
+Found: by CLIP's own score its guidance is best, better than real images even. The judge sees nothing of that lead: with
+classifier-free guidance 94% of captions are right, with CLIP's 91%, and 91% and 78% with DDIM. CLIP alone draws nothing
+that the judge would accept.
 """
 import sys
 from importlib import import_module
@@ -29,8 +30,8 @@ import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, judge, diffusion, guidance, sample = map(import_module, (
-    "lessons.experiments.common", "lessons.10_judge", "04_diffusion", "05_guidance", "09_sample"))
+common, judge, diffusion, guidance = map(import_module, (
+    "lessons.experiments.common", "lessons.10_judge", "04_diffusion", "05_guidance"))
 
 SCALES = {"free": (1, 2, 3, 5, 8), "clip": (0, 0.5, 1, 3, 8), "alone": (3, 8, 20)}     # 1 and 0 are no guidance
 TITLES = {"free": "classifier-free", "clip": "noised CLIP", "alone": "noised CLIP alone"}
@@ -96,7 +97,7 @@ def as_cells(title, values, distance):
 
 def measure(args, partial):
     """Prints a line for each guide, sampler and scale as soon as it is known. -> the table"""
-    weights = sample.Weights(args.weights, clip=True)
+    weights = common.weights(args, clip=True)
     base, clip = weights.load("base"), weights.load("clip")
     reader = judge.judge_for(base.size, args.weights)
     scenes_of = {seed: judge.eval_captions(args.kind, args.n, seed) for seed in args.seeds}

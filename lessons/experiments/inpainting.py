@@ -41,8 +41,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, judge, diffusion, guidance, inpaint, sample = map(import_module, (
-    "lessons.experiments.common", "lessons.10_judge", "04_diffusion", "05_guidance", "06_inpaint", "09_sample"))
+common, judge, diffusion, guidance, inpaint = map(import_module, (
+    "lessons.experiments.common", "lessons.10_judge", "04_diffusion", "05_guidance", "06_inpaint"))
 
 HOLES = ("box", "half", "border", "stroke")
 WAYS = {"overwrite": "overwrite x_t", "replace": "replace x̂_0", "fine-tune": "fine-tune"}
@@ -158,7 +158,7 @@ def filled(way, model, edits, hole, reader, **how):
 
 def measure(args, partial):
     """Prints a line for each hole and way as soon as it is known. -> the table"""
-    models = {name: sample.Weights(args.weights, inpaints=tuned).load("base") for name, tuned in (
+    models = {name: common.weights(args, inpaints=tuned).load("base") for name, tuned in (
         ("overwrite", False), ("replace", False), ("fine-tune", True))}
     if models["fine-tune"].kind != "inpaint":
         raise ValueError(f"there is no inpaint.pt in {args.weights}; python 08_train.py inpaint trains one")

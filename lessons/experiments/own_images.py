@@ -98,7 +98,7 @@ def read(folder, size):
 
 def draw_all(args):
     """The folder's images, each with a drawing of its caption below it; in the last row NEW captions, twice each."""
-    weights = sample.Weights(args.weights)
+    weights = common.weights(args)
     base, upsampler = weights.load("base"), weights.load("upsampler")
     true = read(args.folder, upsampler.size)
     captions, g = [*true, *(caption for caption in NEW for _ in range(2))], torch.Generator().manual_seed(args.seed)

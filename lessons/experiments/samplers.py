@@ -32,7 +32,7 @@ def hits(right, n):
 
 def measure(args, partial):
     """Prints a line for each number of steps as soon as it is known. -> the table"""
-    base = sample.Weights(args.weights).load("base")
+    base = common.weights(args).load("base")
     reader = judge.judge_for(base.size, args.weights)
     steps, kinds = sorted(set(args.steps)), {}
     for kind in ("easy single", "pair") if base.world == "full" else ("easy single",):

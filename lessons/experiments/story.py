@@ -7,8 +7,8 @@ is next to one that is there already, and is silent about the others: the model 
     python lessons/experiments/story.py                                                15 seconds on two cores
     python lessons/experiments/story.py --redraw --out lessons/figures/story.png
 
-Found: it works, but not with every seed. This one was chosen: of the seeds 0 to 19 three fill both corners (0, 9 and
-15), and with the others the model leaves one of them empty, mostly that of the diamond.
+Found: it works, but this seed was chosen. Of the seeds 0 to 19 it is the only one that fills both corners. With the
+others the model leaves one of them empty, mostly that of the diamond: a scene of three things it never saw in training.
 """
 import shlex
 import sys
@@ -63,6 +63,7 @@ def panel(words, image):
 def measure(args, partial):
     """All turns. -> the panels of the strip: each image, and between two of them the hole"""
     options = ["--seed", str(args.seed), "--weights", str(args.weights)]
+    options += ["--dtype", args.dtype] * (args.dtype != "float32")
     paths = [args.out.with_name(f"{args.out.stem}-{k}.png") for k in range(1, len(ADDED) + 2)]
     image = turn(BEGIN, paths[0], options)
     panels, side = [panel(BEGIN, image)], max((0, 1), key=lambda side: min(room(image, half, side) for half in (0, 1)))
@@ -71,7 +72,7 @@ def measure(args, partial):
         prompt = " to the left of ".join((there, thing) if side else (thing, there)) + ON
         hole = sample.box_mask(box).resize(image.size, Image.NEAREST)
         panels.append(panel(f"--box {box}", Image.composite(Image.new("RGB", image.size, "gray"), image, hole)))
-        image = turn(prompt, path, ["--image", str(before), "--box", box, "--scale", "5", *options])
+        image = turn(prompt, path, ["--image", str(before), "--box", box, "--scale", "3", *options])
         panels.append(panel(prompt, image))
     return {"seed": args.seed, "panels": panels}
 
@@ -87,7 +88,7 @@ def draw(table):
 
 def main(argv=None):
     parser = common.parser(__doc__, "story")
-    parser.add_argument("--seed", type=int, default=15, help="of all turns (default: 15)")
+    parser.add_argument("--seed", type=int, default=5, help="of all turns (default: 5)")
     return common.run(parser, measure, draw, argv)
 
 

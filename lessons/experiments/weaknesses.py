@@ -18,8 +18,8 @@ for mistakes. At scale 0 the caption is ignored, so what is right there is chanc
     python lessons/experiments/weaknesses.py                                           26 minutes on one core
     python lessons/experiments/weaknesses.py --redraw --out lessons/figures/weaknesses.png
 
-Found: of 750 pairs at scales 1 to 8 none has its colours or its things exchanged. This model fails at something else,
-at drawing two recognisable nouns at once on 16 pixels, and guidance of 2 helps most; negation it ignores.
+Found: of 750 pairs at scales 1 to 8 none has its colours or its things exchanged. What this model misses is a noun: on
+16 pixels one of two things sometimes cannot be recognised. Guidance of 2 or 3 helps most; negation it ignores.
 """
 import random
 import sys
@@ -192,7 +192,7 @@ def tabulate(weakness, scenes, seen, scales):
 
 def measure(args, partial):
     """Prints every table as soon as it is known. -> the table"""
-    base = sample.Weights(args.weights).load("base")
+    base = common.weights(args).load("base")
     if base.world != "full":
         raise ValueError(f"the base model in {args.weights} knows single things only; pairs and counts take weights of"
                          " python 08_train.py --world full")

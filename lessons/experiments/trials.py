@@ -1,0 +1,129 @@
+"""What pays in an upsampler's training? Short runs, each with one thing changed, all with the same images and noise.
+
+    python lessons/experiments/trials.py                          half an hour on one core
+    python lessons/experiments/trials.py --only "32 groups"       one of them
+
+Each trial trains the tiny upsampler from random weights, for the same number of images, and enlarges the same real
+images in 27 steps. Three numbers judge it: how far colours are off when the result is reduced again (on [0, 1]), how
+far the bare ground is off (in levels of 255), and PSNR (dB). They are early numbers, after 2,400 images: what learns
+faster is not always what ends better. A second seed shows how much is chance.
+
+Found: predicting ε comes to nothing in so few steps; 32 groups, one channel each, nearly double what colours are off
+by; half a batch of the noisiest timesteps costs four decibels. Crops, which show four times as many images for the
+same arithmetic, gain one, and so does a rate that does not decay. No captions, or noise on the small image: half a
+decibel lost. A second seed differs by 0.04.
+"""
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
+common, transformer, diffusion, upsample, train, judge = map(import_module, (
+    "lessons.experiments.common", "02_transformer", "04_diffusion", "07_upsample", "08_train", "lessons.10_judge"))
+
+# name: what is changed of the preset's network, of its diffusion process, of its training, and how much noise is added
+# to the small image that it is shown. Crops of a quarter of the pixels come four at a time: the same pixels a step.
+TRIALS = {
+    "as it is: 8 groups, v, whole images": ({}, {}, {}, 0),
+    "the same from another seed": ({}, {}, {}, 0),
+    "32 groups": ({"groups": 32}, {}, {}, 0),
+    "1 group": ({"groups": 1}, {}, {}, 0),
+    "ε instead of v": ({}, {"prediction_type": "eps"}, {"weighting": "eps"}, 0),
+    "32 groups and ε": ({"groups": 32}, {"prediction_type": "eps"}, {"weighting": "eps"}, 0),
+    "four times as many crops": ({}, {}, {"crop": 32, "batch": 32}, 0),
+    "a constant learning rate": ({}, {}, {"decay": False}, 0),
+    "half the batch is noisiest": ({}, {}, {"high_noise_fraction": 0.5}, 0),
+    "no captions": ({}, {}, {"caption_dropout": 1.0}, 0),
+    "noise on what it is shown": ({}, {}, {}, 0.05),
+}
+
+
+class Trial(train.Trainer):
+    """A training run whose small images are noised, so that the upsampler learns not to believe them to the last bit
+    [Ho et al. 2021, Cascaded Diffusion Models, section 4.2: "conditioning augmentation"; theirs is random in size]."""
+
+    def __init__(self, name, args):
+        network, process, training, self.low_res_noise = TRIALS[name]
+        preset = train.PRESETS["tiny"]["upsampler"]
+        training = {"steps": args.steps, "batch": 8, "crop": 0, "weighting": "v"} | training
+        super().__init__(replace(preset, network=replace(preset.network, **network),
+                                 diffusion=replace(preset.diffusion, **process),
+                                 train=replace(preset.train, **training)),
+                         world="full", seed=args.seed + ("seed" in name))
+
+    def batch(self, step):
+        """As 08 has it, and noise on low_res."""
+        batch, reasons = super().batch(step)
+        g = diffusion.seeded_generator("low_res", step, 0)
+        batch["low_res"] = batch["low_res"] + self.low_res_noise * diffusion.gaussian(batch["low_res"], g)
+        return batch, reasons
+
+
+def errors(trainer, args):
+    """The three numbers of each of the real images, as cells."""
+    scenes = [scene for kind in ("single", "pair") for scene in judge.eval_captions(kind, args.n, args.seed)]
+    images, g = judge.real_images(scenes, args.seed), torch.Generator().manual_seed(args.seed)
+    true, low_res = diffusion.downsample(images, 64), upsample.round_to_bytes(diffusion.downsample(images, 16))
+    preset = trainer.preset
+    model = upsample.denoiser_of(trainer.ema, preset.network, preset.diffusion)
+    process = diffusion.Diffusion.from_config(preset.diffusion, "fast27")
+    drawn = []
+    for part in (slice(start, start + 16) for start in range(0, len(scenes), 16)):
+        captions = [scene.caption() for scene in scenes[part]]
+        cond = transformer.encode(captions, trainer.words, preset.network.text.context)
+        drawn.append(upsample.upsample(model, low_res[part], process=process, generator=g, **cond))
+    drawn = torch.cat(drawn)
+    bare = (true == true[:, :, :1, :1]).all(1)
+    off = (drawn - true).abs().mean(1) * 127.5
+    ground = torch.stack([one[where].mean() for one, where in zip(off, bare)])
+    return dict(zip(MEASURES, map(common.cell, (upsample.color_error(drawn, low_res), ground,
+                                                upsample.psnr(drawn, true)))))
+
+
+MEASURES = {"colour": "colours off by, on [0, 1]", "ground": "bare ground off by, of 255", "psnr": "PSNR, dB"}
+
+
+def measure(args, partial):
+    """Trains and measures one trial after the other, and prints each as soon as it is known."""
+    table = {}
+    for name in args.only or TRIALS:
+        def one():
+            trainer = Trial(name, args)
+            while trainer.step < args.steps:
+                trainer.train_step(trainer.batch(trainer.step)[0])
+            return errors(trainer, args)
+        table[name] = partial(name, one)
+        print(f"{name:<40}" + "   ".join(f"{key} {table[name][key]['value']:.4g}" for key in MEASURES), flush=True)
+    return {"steps": args.steps, "seed": args.seed, "n": 2 * args.n, "trials": table}
+
+
+def draw(table):
+    """A row for each trial, a panel for each number, with 95% intervals; a line where the first trial stands."""
+    figure, trials = Figure(figsize=(13, 0.42 * len(table["trials"]) + 1.4), layout="constrained"), table["trials"]
+    places = np.arange(len(trials))[::-1]
+    for ax, (key, label) in zip(figure.subplots(1, 3, sharey=True), MEASURES.items()):
+        means, lows, highs = map(np.array, common.columns([one[key] for one in trials.values()]))
+        ax.errorbar(means, places, xerr=[means - lows, highs - means], fmt="o", capsize=3)
+        ax.axvline(means[0], color="0.6", linestyle=":")
+        ax.set(title=label, yticks=places, yticklabels=list(trials))
+        ax.grid(axis="x", alpha=0.3)
+    figure.suptitle(f"{table['steps']} steps of the tiny upsampler: ε fails; norms, crops and timesteps matter, words "
+                    "hardly", fontweight="bold")
+    return figure
+
+
+def main(argv=None):
+    parser = common.parser(__doc__, "trials", n=24)
+    parser.add_argument("--steps", type=int, default=300, help="of each trial (default: 300)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=TRIALS, help="these trials alone")
+    return common.run(parser, measure, draw, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
