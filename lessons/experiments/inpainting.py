@@ -25,9 +25,9 @@ Edge and context are in levels of 255. In the end the known pixels are exact in 
     python lessons/experiments/inpainting.py                                           22 minutes on one core
     python lessons/experiments/inpainting.py --redraw --out lessons/figures/inpainting.png
 
-Found: the fine-tuned network understands its surroundings much better in every hole. In the result it shows where much
-is drawn around little, where its edges are half as visible; elsewhere captions and edges do not differ by more than
-chance.
+Found: the fine-tuned network understands its surroundings about twice as well in every hole. In the result it shows
+where much is drawn around little, where its edges are less than half as high; elsewhere captions and edges do not
+differ by more than chance.
 """
 import random
 import sys

@@ -9,7 +9,11 @@
 
 All but `captions` are in levels of 255, at both sizes.
 
-    python lessons/experiments/pictures.py --weights FOLDER --n 300               half an hour on two cores
+    python lessons/experiments/pictures.py --dtype bfloat16                            25 minutes on one core
+    python lessons/experiments/pictures.py --redraw --out lessons/figures/pictures.png
+
+Found: what is drawn is right for nearly every single thing and count, and for nine pairs in ten. Grounds are flat to
+less than a level and off by one or two.
 """
 import random
 import sys
