@@ -21,10 +21,10 @@ network whose features the papers use. Ours are the judge's; other features can 
 
 Papers: FID, Heusel et al. 2017, arXiv 1706.08500 (eq. 6); its bias, Chong & Forsyth 2020, arXiv 1911.07023; KID,
 Bińkowski et al. 2018, arXiv 1801.01401 (section 4); Inception Score, Salimans et al. 2016, arXiv 1606.03498 (section
-4); precision and recall, Kynkäänniemi et al. 2019, arXiv 1904.06991 (eq. 1 and 2); R-precision with CLIP, Park et al.
-2021, "Benchmark for compositional text-to-image synthesis"; CLIP score and Elo, GLIDE, Nichol et al. 2021, arXiv
-2112.10741 (section 5.2, appendix A.1); intervals, Efron 1979, Annals of Statistics 7 (1), and Shao & Wu 1989, ibid. 17
-(3).
+4); precision and recall, Kynkäänniemi et al. 2019, arXiv 1904.06991 (eq. 1 and 2); R-precision, Xu et al. 2017, arXiv
+1711.10485, and with CLIP, Park et al. 2021, "Benchmark for compositional text-to-image synthesis"; CLIP score and Elo,
+GLIDE, Nichol et al. 2021, arXiv 2112.10741 (section 5.2, appendix A); intervals, Efron 1979, Annals of Statistics 7
+(1), and Shao & Wu 1989, Annals of Statistics 17 (3).
 
     python lessons/11_measures.py                           about ten seconds: a thousand real pictures against others,
                                                             and against damaged ones; outputs/11_measures.png
@@ -110,7 +110,7 @@ def frechet_distance(mean, cov, mean2, cov2):
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
-    return max(0.0, ((mean - mean2).square().sum() + cov.trace() + cov2.trace() - 2 * overlap).item())
+    return ((mean - mean2).square().sum() + cov.trace() + cov2.trace() - 2 * overlap).clamp(min=0).item()
 
 
 def fid(real, generated):
@@ -286,8 +286,8 @@ def elo(wins):
     """
     if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or not (wins.isfinite() & (wins >= 0)).all():
         raise ValueError(f"wins are numbers, [m, m], none of them negative; these are {list(wins.shape)}")
-    wins = wins.double() * (1 - torch.eye(len(wins), dtype=torch.float64))
-    games, scores = wins + wins.T, torch.zeros(len(wins), dtype=torch.float64)
+    wins, scores = wins.double(), torch.zeros(len(wins), dtype=torch.float64)
+    games = wins + wins.T
     # Everyone must have beaten everyone, if only through others: i beat j, who beat k   [Ford 1957].
     reach = (wins > 0) | torch.eye(len(wins), dtype=torch.bool)
     for _ in wins:
@@ -335,8 +335,8 @@ def half_sampling(function, *arrays, n=40, generator=None):
 
     The mean of a random half differs from that of all m by about σ/√m, just as the mean of all differs from the truth.
     So the standard deviation over halves is the standard error, and ±1.96 of it are a 95% interval (the jackknife that
-    deletes half of the rows [Shao & Wu]). The interval tells how far off another draw of as many pictures may be. It
-    knows nothing of bias, and is up to twice too wide for a KID near 0.
+    deletes half of the rows [Shao & Wu]). The interval tells how far off another draw of as many pictures may be,
+    and nothing of bias. Where the truth is 0, those of KID and FID∞ are two to three times too wide: on the safe side.
     """
     halves = [function(*(subset(x, len(x) // 2, generator) for x in arrays)) for _ in range(n)]
     value, error = np.asarray(function(*arrays)), 1.96 * np.std(halves, axis=0, ddof=1)
@@ -421,7 +421,7 @@ def draw_manifolds(ax):
     ax.scatter(*real.T, label="real")
     colors = ["green" if inside else "red" for inside in in_manifold(generated, real)]
     ax.scatter(*generated.T, marker="^", color=colors, label="generated (red: in no ball)")
-    ax.set(xticks=[], yticks=[], aspect="equal", ylim=(-2.9, 3.4), title="The right half is never drawn:\n"
+    ax.set(xticks=[], yticks=[], aspect="equal", ylim=(-2.6, 4.4), title="The right half is never drawn:\n"
            "precision {:.0%}, recall {:.0%}".format(*precision_recall(real, generated)))
     ax.legend(loc="upper center", ncols=2)
 
@@ -476,7 +476,7 @@ def demonstrate(_):
         numbers = way(fid, known["real"], known["real again"], n=20, generator=seeded())
         print(f"   {way.__name__:<13}  " + "{:.1f} ({:.1f} to {:.1f})".format(*numbers))
     print("   The bootstrap draws rows twice, so it has fewer different ones: its interval misses the value itself.")
-    print("\n3. Elo scores in GLIDE's table 4, and what 1,000 simulated votes tell of them (intervals: bootstrap)")
+    print("\n3. Elo scores in GLIDE's table 4 (photorealism), and what 1,000 simulated votes tell of them (bootstrap)")
     scores = torch.tensor(list(PAPER.values()))
     wins = torch.multinomial(win_probability(scores[:, None], scores).fill_diagonal_(0).flatten(), 1000, True,
                              generator=seeded())
