@@ -485,7 +485,7 @@ def demonstrate(_):
         print(f"   {name:<11}{PAPER[name]:9.1f}" + "{:12.1f} ({:.1f} to {:.1f})".format(*numbers))
     print(f"   133.0 against 28.2 means {win_probability(133.0, 28.2):.1%} of the votes.")
     save_picture(table, known, train.OUTPUTS / "11_measures.png")
-    print("\nThe picture is outputs/11_measures.png. The lesson to this file is lessons/11_measures.ipynb.")
+    print("\nThe picture is outputs/11_measures.png. Next: python lessons/12_released.py reads OpenAI's files.")
 
 
 def main(argv=None):
