@@ -80,6 +80,8 @@ def ground_error(drawn, image, hole):
     pixels = drawn.double()[:, inside]
     mask = torch.from_numpy(~hole)[None, None].float()
     edge = inpainting.edges(drawn[None] / 127.5 - 1, image[None] / 127.5 - 1, mask)
+    if pixels.shape[1] < 2:                     # an untrained model draws no ground
+        return float("nan"), float("nan"), edge.item()
     return pixels.std(1).mean().item(), (pixels.mean(1) - ground[:, 0, 0]).abs().max().item(), edge.item()
 
 
@@ -143,7 +145,7 @@ def holes(weights, args):
                     for size, values in sizes.items()} for kind, sizes in rows.items()}
     for kind, sizes in found.items():
         for size, cells in sizes.items():
-            print(f"{kind}, {size}: " + ", ".join(f"{name} {one['value']:.2f}" for name, one in cells.items()))
+            print(f"{kind}, {size}: " + ", ".join(f"{name} {one['value']:.2f}" for name, one in cells.items() if one))
     return found
 
 
