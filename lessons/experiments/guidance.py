@@ -30,8 +30,8 @@ import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, judge, diffusion, guidance = map(import_module, (
-    "lessons.experiments.common", "lessons.10_judge", "04_diffusion", "05_guidance"))
+common, judge, measures, diffusion, guidance = map(import_module, (
+    "lessons.experiments.common", "lessons.10_judge", "lessons.11_measures", "04_diffusion", "05_guidance"))
 
 SCALES = {"free": (1, 2, 3, 5, 8), "clip": (0, 0.5, 1, 3, 8), "alone": (3, 8, 20)}     # 1 and 0 are no guidance
 TITLES = {"free": "classifier-free", "clip": "noised CLIP", "alone": "noised CLIP alone"}
@@ -74,7 +74,7 @@ def measured(images, scenes, reader, clip):
             for logits, answer in zip(reader(images), judge.labels(scenes).T)]      # what is left open does not count
     each = {"right": torch.from_numpy(judge.scores(reader, images, scenes)["all"]).float(), "log p": sum(said),
             "CLIP": 100 * clip.similarity(images, [scene.caption() for scene in scenes])}
-    features = reader.glance(reader.places(images)).unflatten(0, (COPIES, -1))      # [COPIES, n, 256]
+    features = measures.features(reader, images).unflatten(0, (COPIES, -1))      # [COPIES, n, 256]
     return {name: values.unflatten(0, (COPIES, -1)).mean(0) for name, values in each.items()} | {
         "variety": (features[0] - features[1]).norm(dim=1)}
 

@@ -43,26 +43,25 @@ def small_things(n, seed):
         yield tokenizer.Scene.parse(f"a small {color} {noun} on a {tokenizer.BACKGROUNDS[i % 4]} background")
 
 
-def half_of(image, at):
-    """A hole, a bool array [side, side]: the left (0), right (1), upper (2) or lower (3) half of an image."""
-    hole = np.zeros(image.shape[-2:], dtype=bool)
-    middle = len(hole) // 2
-    part = slice(middle, None) if at % 2 else slice(middle)
-    hole[(part, slice(None)) if at > 1 else (slice(None), part)] = True
-    return hole
+# The left, right, upper and lower half of an image, as --box says them
+HALVES = "0,0,0.5,1", "0.5,0,1,1", "0,0,1,0.5", "0,0.5,1,1"
+
+
+def hole_of(half, side):
+    """One of HALVES as a hole, a bool tensor [side, side]."""
+    return torch.from_numpy(np.asarray(sample.box_mask(half).resize((side, side), Image.NEAREST)) > 0)
 
 
 def emptier_half(image):
-    """The half of an image [3, side, side] that has least that is unlike the ground."""
+    """The half of an image [3, side, side] that has least that is unlike the ground: its place in HALVES."""
     ink = (image != image[:, :1, :1]).any(0)
-    return min(range(4), key=lambda at: int(ink[torch.from_numpy(half_of(image, at))].sum()))
+    return min(range(4), key=lambda at: int(ink[hole_of(HALVES[at], image.shape[-1])].sum()))
 
 
-def fill(weights, image, hole, prompt, seed):
-    """The image with its hole drawn, at both sizes: uint8 [3, S, S], and [3, 4S, 4S]."""
+def fill(weights, image, half, prompt, seed):
+    """The image with this half of it drawn anew, at both sizes: uint8 [3, S, S], and [3, 4S, 4S]."""
     small, stages = weights.header("size"), {}
-    known = sample.InpaintInput(Image.fromarray(image.permute(1, 2, 0).numpy()), Image.fromarray(np.uint8(255 * hole)),
-                                small)
+    known = sample.InpaintInput(Image.fromarray(image.permute(1, 2, 0).numpy()), sample.box_mask(half), small)
     large = sample.generate(prompt, weights, known=known, seed=seed,
                             callback=lambda stage, x0, done, total: stages.__setitem__(stage, x0))
     return diffusion.to_bytes(stages["base"][0]), known.composite(large[0])
@@ -76,9 +75,9 @@ def ground_error(drawn, image, hole):
     """
     ground, near = image[:, :1, :1].double(), image.shape[-1] // 16
     other = ((drawn - ground).abs().amax(0) >= 40).float()
-    inside = torch.from_numpy(hole) & (F.max_pool2d(other[None], 2 * near + 1, 1, near)[0] == 0)
+    inside = hole & (F.max_pool2d(other[None], 2 * near + 1, 1, near)[0] == 0)
     pixels = drawn.double()[:, inside]
-    mask = torch.from_numpy(~hole)[None, None].float()
+    mask = (~hole)[None, None].float()
     edge = inpainting.edges(drawn[None] / 127.5 - 1, image[None] / 127.5 - 1, mask)
     if pixels.shape[1] < 2:                     # an untrained model draws no ground
         return float("nan"), float("nan"), edge.item()
@@ -125,22 +124,19 @@ def holes(weights, args):
     rows = {kind: {"small": [], "large": []} for kind in ("empty", "turns")}
     large = weights.header("size") * upsample.FACTOR
     for i, scene in enumerate(small_things(args.turns, args.seed)):
-        image = judge.real_images([scene], i, max(64, large))[0]
-        if image.shape[-1] != large:
-            image = diffusion.to_bytes(diffusion.downsample(image[None], large)[0])
+        image = diffusion.to_bytes(diffusion.downsample(judge.real_images([scene], i, max(64, large)), large)[0])
         at = emptier_half(image)
-        hole = half_of(image, at)
         rng, thing = random.Random(f"turn {args.seed} {i}"), scene.caption().partition(" on ")[0]
         color, noun = rng.choice(tokenizer.EASY_PAIRS)
         relation = ("to the left of", "to the right of", "above", "below")[at]
         prompts = {"empty": scene.caption(), "turns": f"a small {color} {noun} {relation} {thing}"
                    f" on a {scene.background} background"}
         for kind, prompt in prompts.items():
-            images = fill(weights, image, hole, prompt, i)
+            images = fill(weights, image, HALVES[at], prompt, i)
             for size, drawn in zip(("small", "large"), images):
                 side = drawn.shape[-1]
                 real = diffusion.to_bytes(diffusion.downsample(image[None], side)[0])
-                rows[kind][size].append(ground_error(drawn, real, half_of(drawn, at)))
+                rows[kind][size].append(ground_error(drawn, real, hole_of(HALVES[at], side)))
     found = {kind: {size: dict(zip(("deviation", "off", "edge"), map(common.cell, torch.tensor(values).T)))
                     for size, values in sizes.items()} for kind, sizes in rows.items()}
     for kind, sizes in found.items():

@@ -23,23 +23,24 @@ import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, transformer, diffusion, upsample, train, judge = map(import_module, (
-    "lessons.experiments.common", "02_transformer", "04_diffusion", "07_upsample", "08_train", "lessons.10_judge"))
+common, diffusion, upsample, train, sample, judge = map(import_module, (
+    "lessons.experiments.common", "04_diffusion", "07_upsample", "08_train", "09_sample", "lessons.10_judge"))
 
-# name: what is changed of the preset's network, of its diffusion process, of its training, and how much noise is added
-# to the small image that it is shown. Crops of a quarter of the pixels come four at a time: the same pixels a step.
+# name: what is changed of the preset's network, its diffusion process or its training; or another seed, or noise on the
+# small image that it is shown. Crops of a quarter of the pixels come four at a time: the same pixels a step.
 TRIALS = {
-    "as it is: 8 groups, v, whole images": ({}, {}, {}, 0),
-    "the same from another seed": ({}, {}, {}, 0),
-    "32 groups": ({"groups": 32}, {}, {}, 0),
-    "1 group": ({"groups": 1}, {}, {}, 0),
-    "ε instead of v": ({}, {"prediction_type": "eps"}, {"weighting": "eps"}, 0),
-    "32 groups and ε": ({"groups": 32}, {"prediction_type": "eps"}, {"weighting": "eps"}, 0),
-    "four times as many crops": ({}, {}, {"crop": 32, "batch": 32}, 0),
-    "a constant learning rate": ({}, {}, {"decay": False}, 0),
-    "half the batch is noisiest": ({}, {}, {"high_noise_fraction": 0.5}, 0),
-    "no captions": ({}, {}, {"caption_dropout": 1.0}, 0),
-    "noise on what it is shown": ({}, {}, {}, 0.05),
+    "as it is: 8 groups, v, whole images": {},
+    "the same from another seed": {"seed": 1},
+    "32 groups": {"network": {"groups": 32}},
+    "1 group": {"network": {"groups": 1}},
+    "ε instead of v": {"diffusion": {"prediction_type": "eps"}, "train": {"weighting": "eps"}},
+    "32 groups and ε": {"network": {"groups": 32}, "diffusion": {"prediction_type": "eps"},
+                        "train": {"weighting": "eps"}},
+    "four times as many crops": {"train": {"crop": 32, "batch": 32}},
+    "a constant learning rate": {"train": {"decay": False}},
+    "half the batch is noisiest": {"train": {"high_noise_fraction": 0.5}},
+    "no captions": {"train": {"caption_dropout": 1.0}},
+    "noise on what it is shown": {"low_res_noise": 0.05},
 }
 
 
@@ -48,13 +49,12 @@ class Trial(train.Trainer):
     [Ho et al. 2021, Cascaded Diffusion Models, section 4.2: "conditioning augmentation"; theirs is random in size]."""
 
     def __init__(self, name, args):
-        network, process, training, self.low_res_noise = TRIALS[name]
-        preset = train.PRESETS["tiny"]["upsampler"]
-        training = {"steps": args.steps, "batch": 8, "crop": 0, "weighting": "v"} | training
-        super().__init__(replace(preset, network=replace(preset.network, **network),
-                                 diffusion=replace(preset.diffusion, **process),
-                                 train=replace(preset.train, **training)),
-                         world="full", seed=args.seed + ("seed" in name))
+        changes, preset = TRIALS[name], train.PRESETS["tiny"]["upsampler"]
+        preset = replace(preset, train=replace(preset.train, steps=args.steps, batch=8, crop=0))
+        self.low_res_noise = changes.get("low_res_noise", 0)
+        super().__init__(replace(preset, **{part: replace(getattr(preset, part), **changes.get(part, {}))
+                                            for part in ("network", "diffusion", "train")}),
+                         world="full", seed=args.seed + changes.get("seed", 0))
 
     def batch(self, step):
         """As 08 has it, and noise on low_res."""
@@ -67,17 +67,12 @@ class Trial(train.Trainer):
 def errors(trainer, args):
     """The three numbers of each of the real images, as cells."""
     scenes = [scene for kind in ("single", "pair") for scene in judge.eval_captions(kind, args.n, args.seed)]
-    images, g = judge.real_images(scenes, args.seed), torch.Generator().manual_seed(args.seed)
+    images = judge.real_images(scenes, args.seed)
     true, low_res = diffusion.downsample(images, 64), upsample.round_to_bytes(diffusion.downsample(images, 16))
     preset = trainer.preset
-    model = upsample.denoiser_of(trainer.ema, preset.network, preset.diffusion)
-    process = diffusion.Diffusion.from_config(preset.diffusion, "fast27")
-    drawn = []
-    for part in (slice(start, start + 16) for start in range(0, len(scenes), 16)):
-        captions = [scene.caption() for scene in scenes[part]]
-        cond = transformer.encode(captions, trainer.words, preset.network.text.context)
-        drawn.append(upsample.upsample(model, low_res[part], process=process, generator=g, **cond))
-    drawn = torch.cat(drawn)
+    model = sample.Model("upsampler", upsample.denoiser_of(trainer.ema, preset.network, preset.diffusion),
+                         preset.network, preset.diffusion, preset.size, trainer.words, "cpu", trainer.world, False)
+    drawn = judge.draw(None, scenes, upsampler=model, low_res=low_res, seed=args.seed)
     bare = (true == true[:, :, :1, :1]).all(1)
     off = (drawn - true).abs().mean(1) * 127.5
     ground = torch.stack([one[where].mean() for one, where in zip(off, bare)])
