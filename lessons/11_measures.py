@@ -280,9 +280,10 @@ def elo(wins):
 
     This is Bradley & Terry's model [1952], and what GLIDE does [appendix A.1]: it starts at zero scores and minimises
     -Σ A_ij·log P(i beats j), A_ij being wins. (Printed there is P = 1/(1 + 10^((σ_i - σ_j)/400)), by which the winner
-    would get the *lower* score. In its tables the better model has the higher one, as here.) Only differences mean
-    anything. Raises ValueError where no finite scores are best: if someone never lost, more would always be better, and
-    two groups that never met cannot be compared. A prior would give numbers even then; more votes give knowledge.
+    would get the *lower* score. In its tables the better model has the higher one, as here, and the mean is not quite
+    0.) Only differences mean anything. Raises ValueError where no finite scores are best: if someone never lost, more
+    would always be better, and two groups that never met cannot be compared. A prior would give numbers even then; more
+    votes give knowledge.
     """
     if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or not (wins.isfinite() & (wins >= 0)).all():
         raise ValueError(f"wins are numbers, [m, m], none of them negative; these are {list(wins.shape)}")
@@ -319,8 +320,9 @@ def bootstrap(function, *arrays, n=200, paired=True, generator=None):
 
     function  returns a number; or several, then value, low and high are lists
     paired    whether row i of all arrays belongs to one picture: then they are all drawn anew in the same way
-    It suits means, rates, CLIP and Inception Scores, and Elo scores of votes. It does *not* suit FID, KID, precision
-    and recall: rows drawn twice are twins, which the world does not have, and all four see them (`half_sampling`).
+    It suits means, rates, CLIP scores, and Elo scores of votes. It does *not* suit FID, KID, precision and recall: rows
+    drawn twice are twins, which the world does not have, and all four see them; nor the Inception Score of few
+    pictures, which falls if some of them are missing. `half_sampling` does.
     """
     values = []
     for _ in range(n):

@@ -148,6 +148,13 @@ def test_the_general_case_agrees_with_the_cheapest_way_to_carry_points():
     assert close(lesson.frechet_distance(shift, a, 0 * shift, b), price + shift.square().sum().item(), 1e-8)
 
 
+def test_a_published_distance_is_found():
+    """torchaudio's example of `frechet_distance`, which prints 15.8710."""
+    mean, cov = torch.arange(3, dtype=DOUBLE), torch.eye(3, dtype=DOUBLE)
+    found = lesson.frechet_distance(mean, cov, 2 * mean + 1, 2 * cov + 1)
+    assert f"{found:.4f}" == "15.8710" and close(found, 26 - 2 * (2 * 2 ** 0.5 + 5 ** 0.5)), "means 14, traces 3 and 9"
+
+
 def test_covariances_may_be_singular():
     zero, u, v = torch.zeros(3).double(), torch.tensor([1.0, 2, 2]).double(), torch.tensor([0.0, 3, -4]).double()
     flat = lesson.frechet_distance(zero, u.outer(u), zero, v.outer(v))
@@ -464,6 +471,21 @@ def expected(scores, games=1000):
 def test_scores_of_the_papers_table_are_found_again():
     scores = torch.tensor(list(lesson.PAPER.values()), dtype=DOUBLE)
     assert lesson.elo(expected(scores)).tolist() == pytest.approx((scores - scores.mean()).tolist(), abs=1e-8)
+
+
+def test_published_strengths_are_found():
+    """The example of Wikipedia's "Bradley–Terry model": strengths that sum to 1, Elo being 400·log₁₀ of them."""
+    wins = torch.tensor([[0.0, 2, 0, 1], [3, 0, 5, 0], [0, 3, 0, 1], [4, 0, 3, 0]])
+    strengths = 10 ** (lesson.elo(wins) / 400)
+    assert (strengths / strengths.sum()).tolist() == pytest.approx([0.139, 0.226, 0.143, 0.492], abs=5e-4)
+
+
+def test_published_scores_of_journals_are_found():
+    """Which statistical journals cite which [Stigler 1994]; the scores are those that R's BradleyTerry2 prints, natural
+    logarithms, Biometrika being 0."""
+    wins = torch.tensor([[0.0, 730, 498, 221], [33, 0, 68, 17], [320, 813, 0, 142], [284, 276, 325, 0]])
+    scores = lesson.elo(wins) * math.log(10) / 400
+    assert (scores - scores[0]).tolist() == pytest.approx([0, -2.9491, -0.4796, 0.2690], abs=1e-4)
 
 
 def test_scores_are_found_from_simulated_games():
