@@ -11,7 +11,8 @@ from PIL import Image
 import small
 
 unet, judge = import_module("03_unet"), import_module("lessons.10_judge")
-NAMES = ("grid", "guidance", "inpainting", "own_images", "pictures", "samplers", "story", "trials", "weaknesses")
+NAMES = ("grid", "guidance", "inpainting", "own_images", "pictures", "samplers", "story", "study", "tradeoff", "trials",
+         "weaknesses")
 experiments = {name: import_module(f"lessons.experiments.{name}") for name in NAMES}
 common = import_module("lessons.experiments.common")
 guided, inpainting, weaknesses = (experiments[name] for name in ("guidance", "inpainting", "weaknesses"))
@@ -19,6 +20,7 @@ FIGURES = small.ROOT / "lessons" / "figures"
 QUICK = {"grid": ["--n", 3], "guidance": ["--n", 2, "--seeds", 0, "--steps", 2],
          "inpainting": ["--n", 4, "--seeds", 0, 1, "--steps", 2], "pictures": ["--n", 2, "--turns", 2],
          "samplers": ["--n", 4, "--steps", 2, 3], "story": [],
+         "study": ["--n", 4, "--only", "DDIM's η"], "tradeoff": ["--n", 4, "--steps", 2, "--scales", 3],
          "trials": ["--n", 2, "--steps", 2, "--only", "32 groups", "noise on what it is shown"],
          "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2]}
 

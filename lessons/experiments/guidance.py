@@ -42,13 +42,13 @@ COPIES = 2
 MEASURES = ("right", "log p", "CLIP", "variety")
 
 
-def drawn(base, clip, scenes, seed, steps, how):
-    """COPIES images of each scene's caption: [COPIES · n, 3, S, S]. A seed is the same noise for all guides.
+def drawn(base, clip, scenes, seed, steps, how, copies=COPIES):
+    """So many images of each scene's caption: [copies · n, 3, S, S]. A seed is the same noise for all guides.
 
     how  guide (of SCALES), sampler (of SAMPLERS) and scale
     """
     guide, sampler, scale = how
-    captions, g = [scene.caption() for scene in scenes] * COPIES, torch.Generator().manual_seed(seed)
+    captions, g = [scene.caption() for scene in scenes] * copies, torch.Generator().manual_seed(seed)
     process = diffusion.Diffusion.from_config(base.diffusion, steps)
     x_T = diffusion.gaussian(torch.empty(len(captions), 3, base.size, base.size), g)
     denoiser, grad_fn = base.denoiser, None
