@@ -25,10 +25,13 @@ Single things are all that the peer can hope for. A bag of words is the same for
 "a star to the left of a heart", so whatever is trained on it draws both alike. The table says by how much the captions'
 vectors differ, in each network.
 
-    python lessons/experiments/peer.py --dtype bfloat16                      75 minutes on one core
+    python lessons/experiments/peer.py --dtype bfloat16                      48 minutes on one core
     python lessons/experiments/peer.py --redraw --out lessons/figures/peer.png
 
-Found: to be written when the full run is done.
+Found: after 12 minutes each, the tutorial's way gets 4% of 600 captions right (3 to 6), and 3% with our sampler and
+guidance, though it has seen 1.8 times as many pictures; ours gets 38% (34 to 42), or 22% without guidance, or 12% with
+the linear schedule. All know the colour (the peer in 58 to 90%, ours in all); what differs is the noun. FID tells
+another story: without guidance ours has 14, with it 33, and the peer 36. 1,000 steps draw no better than 250.
 """
 import base64
 import copy

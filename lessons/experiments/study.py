@@ -7,12 +7,17 @@ guidance 3 unless said otherwise. The upsampler's panel enlarges real images in 
   FID       to real images of other captions, in the judge's features (11). It falls with n, so compare it within here
   seconds   of processor time a picture, on the machine that ran it: compare within here, too
 
-    python lessons/experiments/study.py --dtype bfloat16                               35 minutes on one core
+    python lessons/experiments/study.py --dtype bfloat16                               51 minutes on a busy core
     python lessons/experiments/study.py --redraw --out lessons/figures/study.png
 
 The noise schedule must be chosen before training: peer.py compares the two.
 
-Found:
+Found: a few settings ruin pictures, and among the others hardly any difference is larger than chance. 12 steps are
+enough for any sampler, 8 for DDIM (96% right), and in 5 DDIM is ahead (84%; the others have 62% and 50%). The learned
+variance draws as the smallest one does; the largest one needs 50 steps. Guidance from 1.5 to 5 has 96% right, none 90%,
+8 has 91%, while FID grows with the scale all the way, from 22 to 41. η, the places of the 25 timesteps, and the
+upsampler's first noise make no difference that 400 (of the upsampler, 100) pictures could show. So: DDIM, 12 to 25
+steps, guidance 1.5 to 3, and no thought for the rest.
 """
 import sys
 import time
@@ -114,7 +119,9 @@ def measure(args, partial):
 
 # --- The figure --------------------------------------------------------------------------------------
 
-TITLES = dict.fromkeys(PANELS, "")
+TITLES = dict(zip(PANELS, (
+    "12 steps are enough; for DDIM, 8", "Learned is as good as β̃; β needs 50 steps", "η: nothing beyond chance",
+    "Which timesteps: nothing beyond chance", "Truth wants 1.5 to 5; FID wants none", "First noise: nothing at all")))
 
 
 def draw(table):
@@ -131,6 +138,7 @@ def draw(table):
         below.set_xticks(range(len(rows)), [f"{row['at']}\n{row['seconds']:.2g} s" for row in rows])
         below.set(xlabel=panel, ylabel="FID", ylim=(0, None))
         above.set(ylabel="right")
+        above.set_ylim(min(0.85, above.get_ylim()[0]), 1.01)       # a few points are no canyon
         above.yaxis.set_major_formatter("{x:.0%}")
         above.set_title(TITLES[panel], size=14)
         if len(curves) > 1:

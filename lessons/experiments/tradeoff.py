@@ -12,10 +12,13 @@ compared with as many real ones of other captions. Of them are measured (11, in 
 Classifier-free scale 0 hears no caption; scale 1 is no guidance, as CLIP's scale 0. That point is drawn once. A star
 stands for real images of the same captions. Measures of thousands depend on their number: compare at one n only.
 
-    python lessons/experiments/tradeoff.py --dtype bfloat16                            35 minutes on one core
+    python lessons/experiments/tradeoff.py --dtype bfloat16                            48 minutes on a busy core
     python lessons/experiments/tradeoff.py --redraw --out lessons/figures/tradeoff.png
 
-Found:
+Found: every measure names another winner. FID is best without guidance, 7.2; the Inception Score with classifier-free
+scale 2, 27.0, more than real images have; CLIP's score with CLIP as the guide at scale 5, 39.9, more than real images,
+too. Of the captions 92% are drawn right without guidance, 98% with classifier-free scale 2, and 94% with CLIP at any
+scale from 1 to 5. Recall differs by no more than chance. Scales 0 and 8 have one FID, 32 and 30, with 0% and 72% right.
 """
 import random
 import sys
@@ -32,7 +35,12 @@ common, guides, tokenizer, diffusion, judge, measures = map(import_module, (
 
 GUIDES = "free", "clip"
 # Each panel as in GLIDE, and one that needs a judge: a measure across, and one upwards
-PANELS = (("recall", "precision"), ("FID", "Inception Score"), ("FID", "CLIP score"), ("FID", "right"))
+PANELS = {("recall", "precision"): "Recall is all one; precision falls from scale 5 on",
+          ("FID", "Inception Score"): "FID wants no guidance, the Inception Score wants 2",
+          ("FID", "CLIP score"): "By CLIP’s own score its guidance wins",
+          ("FID", "right"): "By what is right it loses: 94%, and 98% at scale 2"}
+# What hears no caption lies far below: these axes leave it out
+AXES = {"Inception Score": (23, 27.5), "CLIP score": (38.2, 40.2), "right": (0.68, 1.02)}
 
 
 def random_scenes(base, n, seed):
@@ -99,12 +107,18 @@ def measure(args, partial):
 def draw(table):
     """A panel for each pair of measures, a curve for each guide, its scales beside its points."""
     figure = Figure(figsize=(15, 13), layout="constrained")
-    for ax, (across, up) in zip(figure.subplots(2, 2).flat, PANELS):
+    for ax, ((across, up), title) in zip(figure.subplots(2, 2).flat, PANELS.items()):
         ax.plot(table["real"][across]["value"], table["real"][up]["value"], "*", markersize=18, color="0.3",
                 label="real images", zorder=3)
         for guide in GUIDES:
             rows = [row for row in table["rows"] if row["guide"] == guide]
             curve(ax, [row[across] for row in rows], [row[up] for row in rows], [row["scale"] for row in rows], guide)
+        if up in AXES:
+            deaf = next(row for row in table["rows"] if row["guide"] == "free")
+            ax.set_ylim(*AXES[up])
+            ax.annotate(f"↓ {deaf['scale']:g}: {deaf[up]['value']:.3g}", (0.97, 0.04), xycoords="axes fraction",
+                        color=guides.LOOKS["free"], size=13, ha="right")
+        ax.set_title(title, size=15)
         ax.set_xlabel(f"{across}, less is better" if across == "FID" else across, size=14)
         ax.set_ylabel("captions drawn right" if up == "right" else up, size=14)
         ax.tick_params(labelsize=12)

@@ -23,10 +23,13 @@ closer to the truth than each of them, and look as the regressor's answer does. 
 as far from the mean as the truth is, with twice the mean's squared error: 3 dB [Blau & Michaeli 2018, arXiv
 1711.06077].
 
-    python lessons/experiments/upsamplers.py --dtype bfloat16                         an hour on one core
+    python lessons/experiments/upsamplers.py --dtype bfloat16                         38 minutes on one core
     python lessons/experiments/upsamplers.py --redraw --out lessons/figures/upsamplers.png
 
-Found:
+Found: trained alike, the regressor is 2.7 dB ahead in PSNR (27.3 to 24.6) and 80 times as fast, and the diffusion model
+twice as sharp (0.79 of the real images' energy of edges; 0.41): sharper, and slower. The mean of 16 draws is 2.6 dB
+better than one draw and as blurred as the regressor (0.45). FID, precision and recall tell no two of the learned ways
+apart, and nouns are read in 99% of all. Trained far longer, diffusion wins by PSNR, too: 29.2 dB.
 """
 import math
 import sys
@@ -373,7 +376,10 @@ def examples(axes, table):
 
 def draw(table):
     """Above, examples, and means of draws next to the regressors; below, all measures."""
-    figure = Figure(figsize=(15, 12.6), layout="constrained")
+    figure = Figure(figsize=(15, 13.2), layout="constrained")
+    figure.suptitle("A regressor blurs, for it answers with the mean of what is possible; one draw of a diffusion model "
+                    "is sharper,\nfarther from the truth, and slower, and the mean of many draws is as near and as blurred",
+                    size=16)
     above, below = figure.subfigures(2, 1, height_ratios=(8.4, 4.2))
     left, right = above.subfigures(1, 2, width_ratios=(9, 6))
     examples(left.subplots(5, 7), table)
