@@ -52,8 +52,8 @@ tokenizer, unet, diffusion, train, sample, judging = map(import_module, (
 def features(judge, images):
     """What a judge (10) knows of images [n, 3, S, S] before its last layers: [n, 256], none of it negative.
 
-    Two pictures are near each other here if a network that names things finds the same in them. By their pixels they
-    would not be: a heart that moves by its own width is then as far away as a star.
+    Two pictures are near each other here if the network takes them for alike; by their pixels, if they have the same
+    background. What it takes for alike is a matter of taste: this one sees first of all what lies where (lesson 11).
     """
     return torch.cat([judge.glance(judge.places(x)) for x in images.split(500)])
 
@@ -487,7 +487,8 @@ def demonstrate(_):
         print(f"   {name:<11}{PAPER[name]:9.1f}" + "{:12.1f} ({:.1f} to {:.1f})".format(*numbers))
     print(f"   133.0 against 28.2 means {win_probability(133.0, 28.2):.1%} of the votes.")
     save_picture(table, known, train.OUTPUTS / "11_measures.png")
-    print("\nThe picture is outputs/11_measures.png. Next: python lessons/12_released.py reads OpenAI's files.")
+    print("\nThe picture is outputs/11_measures.png, the lesson lessons/11_measures.ipynb.",
+          "Next: lessons/12_released.py")
 
 
 def main(argv=None):

@@ -11,17 +11,19 @@ from PIL import Image
 import small
 
 unet, judge = import_module("03_unet"), import_module("lessons.10_judge")
-NAMES = ("grid", "guidance", "inpainting", "own_images", "pictures", "samplers", "story", "study", "tradeoff", "trials",
-         "weaknesses")
+NAMES = ("grid", "guidance", "inpainting", "own_images", "peer", "pictures", "preference", "samplers", "story", "study",
+         "tradeoff", "trials", "upsamplers", "weaknesses")
 experiments = {name: import_module(f"lessons.experiments.{name}") for name in NAMES}
 common = import_module("lessons.experiments.common")
 guided, inpainting, weaknesses = (experiments[name] for name in ("guidance", "inpainting", "weaknesses"))
 FIGURES = small.ROOT / "lessons" / "figures"
 QUICK = {"grid": ["--n", 3], "guidance": ["--n", 2, "--seeds", 0, "--steps", 2],
          "inpainting": ["--n", 4, "--seeds", 0, 1, "--steps", 2], "pictures": ["--n", 2, "--turns", 2],
+         "peer": ["--n", 2, "--steps", 1, "--peer-channels", 32, "--ancestral", 2, 3], "preference": ["--n", 2],
          "samplers": ["--n", 4, "--steps", 2, 3], "story": [],
          "study": ["--n", 4, "--only", "DDIM's η"], "tradeoff": ["--n", 4, "--steps", 2, "--scales", 3],
          "trials": ["--n", 2, "--steps", 2, "--only", "32 groups", "noise on what it is shown"],
+         "upsamplers": ["--n", 3, "--steps", 1, "--averaged", 2, "--draws", 2],
          "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2]}
 
 
@@ -121,6 +123,48 @@ def test_what_guides_alone_is_heard_and_the_model_hears_nothing(weights):
     assert not torch.allclose(drawn(one, "clip", "ddpm", 0), drawn(other, "clip", "ddpm", 0), atol=1e-4)
     assert torch.equal(drawn(one, "alone", "ddpm", 0), drawn(other, "alone", "ddpm", 0)), "the model heard a caption"
     assert not torch.allclose(drawn(one, "alone", "ddpm", 9), drawn(other, "alone", "ddpm", 9), atol=1e-4)
+
+
+def test_always_the_smallest_or_largest_variance_is_what_a_network_would_answer():
+    study, x = experiments["study"], torch.randn(3, 3, 4, 6)
+    fixed = study.fixed_variance(lambda x, t: torch.cat([x, 0.3 * x], 1), -1.0)(x, torch.tensor([1, 500, 999]))
+    assert torch.equal(fixed[:, :3], x) and (fixed[:, 3:] == -1).all(), "the noise stays, the variance is told"
+
+
+def test_structural_similarity_has_closed_forms():
+    ssim, x = experiments["upsamplers"].ssim, torch.rand(3, 3, 16, 20) * 2 - 1
+    assert ssim(x, x).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    flat = ssim(torch.full((1, 3, 16, 20), 0.2), torch.full((1, 3, 16, 20), -0.6)).item()      # 0.6 and 0.2 on [0, 1]
+    assert flat == pytest.approx((2 * 0.6 * 0.2 + 1e-4) / (0.6 ** 2 + 0.2 ** 2 + 1e-4), abs=1e-4), "only means differ"
+    assert ssim(x, -x).max() < 0, "a negative has the opposite pattern"
+
+
+def test_a_bag_of_words_does_not_know_what_is_on_the_left():
+    peer, words = experiments["peer"], small.tokenizer.world_tokenizer()
+    network = small.randomize(peer.Peer(small.train.PRESETS["tiny"]["base"].network))
+    tokens, mask = import_module("02_transformer").encode(peer.SWAPPED, words, 20).values()
+    prepared = network.prepare(tokens, mask)
+    assert torch.equal(*prepared["pooled"]), "both captions have the same words"
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 900])
+    assert torch.equal(network(x, t, **prepared), network(x, t, tokens=tokens, mask=mask))
+
+
+def test_votes_of_people_come_back_from_the_page(weights, tmp_path, capsys):
+    main, folder = experiments["preference"].main, tmp_path / "blind"
+    page = ["--n", "2", "--page", str(folder), "--weights", str(weights), "--out", str(tmp_path / "a.png")]
+    assert main(page) == 0 and main(page) == 2 and "already" in capsys.readouterr().err, "a key is never overwritten"
+    key, html = json.loads((folder / "key.json").read_text()), (folder / "test.html").read_text(encoding="utf-8")
+    assert len(key["questions"]) == 20, "each two of five players, for two captions"
+    assert key["test"] in html and "guidance" not in html, "the page does not tell who drew what"
+    count = ["--votes", str(folder), "--out", str(tmp_path / "b.png")]
+    assert main(count) == 2 and "no votes" in capsys.readouterr().err
+    rows = [f"{key['test']},Ada,{i},{'tie' if i % 3 else 'left'}" for i in range(20)]
+    (folder / "votes-Ada.csv").write_text("\n".join(["test,voter,question,choice", *rows]), encoding="utf-8")
+    assert main(count) == 0
+    table = strict(tmp_path / "b.json")
+    assert table["votes"] == 20 and table["ties"]["value"] == 0.65, "13 of 20 are no multiples of three"
+    (folder / "votes-Bob.csv").write_text("test,voter,question,choice\nother,Bob,0,left\n", encoding="utf-8")
+    assert main(count) == 2 and "another test" in capsys.readouterr().err
 
 
 # --- Tables ---

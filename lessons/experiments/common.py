@@ -131,6 +131,11 @@ def cell(values, *, rate=False):
     return dict(zip(("value", "low", "high"), (round(x, 5) if x == x else None for x in numbers)), n=len(values))
 
 
+def interval(value, low, high, n):
+    """A number with its 95% interval, as `measures.half_sampling` and `bootstrap` (11) return them, as a cell."""
+    return dict(zip(("value", "low", "high"), (round(x, 5) for x in (value, low, high))), n=n)
+
+
 def percent(rate):
     """A cell of a rate as text: "62 (49–73)"."""
     if rate is None:

@@ -19,10 +19,10 @@ would be if votes were independent.
 The page, blind-test/test.html, is one file that needs no network. Hand out that file alone: which player drew what is
 in key.json, beside it. Each voter's answers come back as a CSV file; put all of them into the folder, and count.
 
-Found: of 3,000 votes of the judge on 300 pairs 74% are ties. Real images get 62% of the votes against guidance 3 in 5
-steps, and 54% against guidance 3; their Elo scores are 48, -49 and 26, each ± 11, and ± 8 if one took the votes for
-independent. If the judge must decide, it prefers guidance 3 to real images, 105 to 82: what is drawn under guidance
-looks more like its caption to a classifier than the thing itself.
+Found: of 3,000 votes of the judge on 300 captions of two things 74% are ties. Real images get 62% of the votes against
+guidance 3 in 5 steps, and 54% against guidance 3; their Elo scores are 48, -49 and 26, each ± 11, and ± 8 if one took
+the votes for independent. If the judge must decide, guidance 3 is level with real images, 105 (84 to 130) and 82 (58 to
+102): to a classifier, what is drawn under guidance looks no less like its caption than the thing itself.
 """
 import csv
 import hashlib
@@ -91,9 +91,8 @@ def scores(wins):
 def as_cells(values, lows, highs, n):
     """What `measures.bootstrap` returns, as cells. None instead of an interval that is infinite, or that has no width:
     so few captions, or so equal ones, do not tell what others might be like."""
-    return [dict(zip(("value", "low", "high"), (round(x, 5) for x in (value, low, high))), n=n)
-            if math.isfinite(value) and 0 < high - low < math.inf else None
-            for value, low, high in zip(values, lows, highs)]
+    return [common.interval(value, low, high, n) if math.isfinite(value) and 0 < high - low < math.inf
+            else None for value, low, high in zip(values, lows, highs)]
 
 
 def share(pairs):
@@ -388,7 +387,8 @@ def draw_widths(ax, rows):
     for width, label in zip(widths, ("bootstrap over captions", "as if votes were independent")):
         ax.loglog(votes, width, marker="o", label=label)
     ax.set_xticks(votes, [f"{x:,.0f}" for x in votes], size=12)
-    ticks = [x for x in (5, 10, 20, 50, 100, 200) if min(sum(widths, []), default=0) <= 1.5 * x]
+    least = min((x for width in widths for x in width if x == x), default=0)
+    ticks = [x for x in (5, 10, 20, 50, 100, 200) if least <= 1.5 * x]
     ax.set_yticks(ticks, ticks, size=12)
     ax.set_xlabel("votes", size=13)
     ax.set_ylabel("half an interval, in Elo points", size=13)
