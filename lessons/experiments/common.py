@@ -20,17 +20,20 @@ import shlex
 import sys
 import textwrap
 import time
+from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-unet, diffusion, train, sample, judge = map(import_module, (
-    "03_unet", "04_diffusion", "08_train", "09_sample", "lessons.10_judge"))
+unet, diffusion, upsample, train, sample, judge, measures = map(import_module, (
+    "03_unet", "04_diffusion", "07_upsample", "08_train", "09_sample", "lessons.10_judge", "lessons.11_measures"))
 
 OUTPUTS = ROOT / "outputs"
 
@@ -136,6 +139,13 @@ def interval(value, low, high, n):
     return dict(zip(("value", "low", "high"), (round(x, 5) for x in (value, low, high))), n=n)
 
 
+def clouds(real, generated):
+    """Features of real and of generated images, [n, d] and [m, d] -> {"FID", "precision", "recall"}: cells."""
+    numbers = measures.half_sampling(lambda *pair: (measures.fid(*pair), *measures.precision_recall(*pair)),
+                                     real, generated, generator=measures.seeded())
+    return {name: interval(*one, len(generated)) for name, *one in zip(("FID", "precision", "recall"), *numbers)}
+
+
 def percent(rate):
     """A cell of a rate as text: "62 (49–73)"."""
     if rate is None:
@@ -149,6 +159,43 @@ def columns(cells, *names):
             for name in names or ("value", "low", "high")]
 
 
+def error_bars(cells):
+    """The values of a list of cells, [n], and how far their intervals reach below and above, [2, n]: for matplotlib."""
+    values, lows, highs = map(np.array, columns(cells))
+    return values, np.array([values - lows, highs - values])
+
+
+# --- Trainings ---------------------------------------------------------------------------------------
+
+PARTS = "model", "ema", "optimizer"
+
+
+def state_of(trainer):
+    """All that a Trainer (08) needs to go on from here; `restore` reads it."""
+    return {part: getattr(trainer, part).state_dict() for part in PARTS} | {"progress": (trainer.step, trainer.seconds)}
+
+
+def restore(trainer, state):
+    """Go on from what `state_of` returned for a Trainer of the same sizes."""
+    for part in PARTS:
+        getattr(trainer, part).load_state_dict(state[part])
+    trainer.step, trainer.seconds = state["progress"]
+
+
+def model_of(trainer, dtype=torch.float32):
+    """The Model (09) of a Trainer's averaged weights."""
+    preset, network = trainer.preset, sample.to_dtype(deepcopy(trainer.ema), dtype)
+    return sample.Model(preset.kind, upsample.denoiser_of(network, preset.network, preset.diffusion), preset.network,
+                        preset.diffusion, preset.size, trainer.words, "cpu", trainer.world, False)
+
+
+def flop(function):
+    """The FLOP of all matrix products and convolutions of function()."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
 # --- Images ------------------------------------------------------------------------------------------
 
 def to_text(image):
@@ -158,13 +205,17 @@ def to_text(image):
     return base64.b64encode(file.getvalue()).decode()
 
 
+def from_text(text):
+    """The PIL image that `to_text` wrote."""
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
 def show(ax, image, *, title="", below="", width=26, size=11):
     """An image, from `to_text` or PIL, in a matplotlib panel, with its pixels as squares; None: an empty panel."""
     if image is None:
         ax.axis("off")
         return
-    ax.imshow(Image.open(io.BytesIO(base64.b64decode(image))) if isinstance(image, str) else image,
-              interpolation="nearest")
+    ax.imshow(from_text(image) if isinstance(image, str) else image, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.set_title(textwrap.fill(title, width), size=size)
     ax.set_xlabel(textwrap.fill(below, width), size=size)

@@ -27,6 +27,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
@@ -67,12 +68,18 @@ def real(scenes, seed, size):
 
 
 @torch.no_grad()
+def log_probability(reader, images, scenes):
+    """The judge's log-probability of all that each image's caption says: [n]. What it leaves open (-1) counts 0."""
+    return -sum(F.cross_entropy(logits, answers, ignore_index=-1, reduction="none")
+                for logits, answers in zip(reader(images), judge.labels(scenes).T))
+
+
+@torch.no_grad()
 def measured(images, scenes, reader, clip):
     """{measure: a number for each caption, [n]} of COPIES images a caption; "variety" is a distance still."""
     scenes = scenes * COPIES
-    said = [torch.where(answer < 0, 0.0, logits.log_softmax(1).gather(1, answer[:, None].clamp(min=0))[:, 0])
-            for logits, answer in zip(reader(images), judge.labels(scenes).T)]      # what is left open does not count
-    each = {"right": torch.from_numpy(judge.scores(reader, images, scenes)["all"]).float(), "log p": sum(said),
+    each = {"right": torch.from_numpy(judge.scores(reader, images, scenes)["all"]).float(),
+            "log p": log_probability(reader, images, scenes),
             "CLIP": 100 * clip.similarity(images, [scene.caption() for scene in scenes])}
     features = measures.features(reader, images).unflatten(0, (COPIES, -1))      # [COPIES, n, 256]
     return {name: values.unflatten(0, (COPIES, -1)).mean(0) for name, values in each.items()} | {

@@ -209,9 +209,9 @@ def draw(table):
     for ax, (name, title) in zip(right.subplots(len(MEASURES), 1), MEASURES.items()):
         for k, way in enumerate(WAYS):
             cells = [found[way][name] for found in table["holes"].values()]
-            means, lows, highs = map(np.array, common.columns(cells))
-            ax.bar(np.arange(len(HOLES)) + 0.27 * (k - 1), means, 0.25, yerr=[means - lows, highs - means], capsize=4,
-                   color=COLORS[way], label=WAYS[way])
+            means, errors = common.error_bars(cells)
+            ax.bar(np.arange(len(HOLES)) + 0.27 * (k - 1), means, 0.25, yerr=errors, capsize=4, color=COLORS[way],
+                   label=WAYS[way])
         ax.set_xticks(range(len(HOLES)), HOLES, size=14)
         ax.set_title(title, size=15)
         ax.tick_params(axis="y", labelsize=12)

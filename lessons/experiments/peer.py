@@ -34,9 +34,7 @@ the linear schedule. Ours errs in the noun alone, the peer in colours (58 to 90%
 another story: without guidance ours has 14, with it 33, and the peer 36. Of 60 captions 1,000 steps get two right, and
 so do 250.
 """
-import base64
 import copy
-import io
 import sys
 import time
 from dataclasses import replace
@@ -47,14 +45,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, transformer, unet, diffusion, guidance, upsample, train, sample, judge, measures, cost = map(import_module, (
+common, transformer, unet, diffusion, guidance, upsample, train, judge, measures, cost = map(import_module, (
     "lessons.experiments.common", "02_transformer", "03_unet", "04_diffusion", "05_guidance", "07_upsample", "08_train",
-    "09_sample", "lessons.10_judge", "lessons.11_measures", "lessons.13_cost"))
+    "lessons.10_judge", "lessons.11_measures", "lessons.13_cost"))
 
 # title: model, sampler, steps and scale of guidance (1: none). {0} and {1} are the two numbers of --ancestral.
 ROWS = {
@@ -171,7 +167,8 @@ def trained(args, every=120):
     name = "-".join(map(str, ("peer", args.steps, args.seed, args.peer_lr, args.peer_channels)))
     path = common.OUTPUTS / "experiments" / f"{name}.pt"
     if path.exists():
-        load(trainers, path)
+        for name, state in torch.load(path, weights_only=True).items():
+            common.restore(trainers[name], state)
     ours, linear, peer = trainers.values()
     while ours.step < args.steps:
         timed_step(ours)
@@ -179,46 +176,20 @@ def trained(args, every=120):
         while peer.seconds < ours.seconds:
             timed_step(peer)
         if ours.step == args.steps or time.time() - saved > every:
-            save(trainers, path)
+            with unet.atomic_write(path) as file:
+                torch.save({name: common.state_of(trainer) for name, trainer in trainers.items()}, file)
             saved = time.time()
             print(*(f"{name}: step {trainer.step}, {trainer.seconds / 60:.1f} minutes  "
                     for name, trainer in trainers.items()), flush=True)
     return trainers
 
 
-PARTS = "model", "ema", "optimizer"
-
-
-def save(trainers, path):
-    """All that the three need to continue, in one file."""
-    with unet.atomic_write(path) as file:
-        torch.save({name: {part: getattr(one, part).state_dict() for part in PARTS} | {
-            "progress": (one.step, one.seconds)} for name, one in trainers.items()}, file)
-
-
-def load(trainers, path):
-    """Continue from what `save` wrote."""
-    saved = torch.load(path, weights_only=True)
-    for name, one in trainers.items():
-        for part in PARTS:
-            getattr(one, part).load_state_dict(saved[name][part])
-        one.step, one.seconds = saved[name]["progress"]
-
-
 def facts(trainer):
     """What a network is and what its training took, for the table."""
-    with FlopCounterMode(display=False) as counter:
-        cost.forward(trainer.ema, trainer.preset.size, 1)
-    return {"parameters": transformer.parameters(trainer.ema), "GFLOP a forward pass": counter.get_total_flops() / 1e9,
+    once = common.flop(lambda: cost.forward(trainer.ema, trainer.preset.size, 1))
+    return {"parameters": transformer.parameters(trainer.ema), "GFLOP a forward pass": once / 1e9,
             "steps": trainer.step, "images": trainer.step * trainer.preset.train.batch,
             "minutes": round(trainer.seconds / 60, 1)}
-
-
-def as_model(trainer, dtype):
-    """The Model (09) of a trainer's averaged weights."""
-    preset, network = trainer.preset, sample.to_dtype(copy.deepcopy(trainer.ema), dtype)
-    return sample.Model("base", upsample.denoiser_of(network, preset.network, preset.diffusion), preset.network,
-                        preset.diffusion, preset.size, trainer.words, "cpu", trainer.world, False)
 
 
 # --- Measuring ---------------------------------------------------------------------------------------
@@ -237,7 +208,7 @@ def drawn(model, scenes, how, seed):
 
 def from_text(text):
     """Square images that stand side by side in a PNG file in base64: [n, 3, S, S] in [-1, 1]."""
-    strip = torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(text)))))                # [S, n·S, 3]
+    strip = torch.from_numpy(np.array(common.from_text(text)))                                       # [S, n·S, 3]
     return strip.unflatten(1, (-1, len(strip))).permute(1, 3, 0, 2) / 127.5 - 1
 
 
@@ -255,10 +226,7 @@ def clouds(reader, real, images):
     """{one of CLOUDS: cell}, against real pictures; None for each if there are too few for halves with neighbours."""
     if len(images) < 8:
         return dict.fromkeys(CLOUDS)
-    pair = [measures.features(reader, x) for x in (real, images)]
-    numbers = measures.half_sampling(lambda *pair: (measures.fid(*pair), *measures.precision_recall(*pair)), *pair,
-                                     generator=torch.Generator().manual_seed(0))
-    return {name: common.interval(*values, len(images)) for name, values in zip(CLOUDS, zip(*numbers))}
+    return common.clouds(*(measures.features(reader, x) for x in (real, images)))
 
 
 def as_row(title, reader, images, scenes, **more):
@@ -279,7 +247,7 @@ def filled(rows, args):
 def measure(args, partial):
     """Trains, then prints a line for each row as soon as it is known. -> the table"""
     trainers, dtype = trained(args), getattr(torch, args.dtype)
-    models = {name: as_model(trainer, dtype) for name, trainer in trainers.items()}
+    models = {name: common.model_of(trainer, dtype) for name, trainer in trainers.items()}
     models["shipped"], reader = common.weights(args).load("base"), judge.judge_for(16, args.weights)
     scenes = judge.eval_captions("easy single", args.n, args.seed)
     own, other = (upsample.round_to_bytes(diffusion.downsample(judge.real_images(of, args.seed), 16)) for of in
@@ -319,8 +287,8 @@ def draw(table):
     bars(panels[0], rows, "all", "captions drawn right", "{:.0%}")
     bars(panels[1], rows, "FID", "FID (less is better)", "{:.0f}")
     bars(panels[2], rows, "precision", "precision (bars) and\nrecall (diamonds)", "")
-    values, lows, highs = map(np.array, common.columns([row["recall"] for row in rows]))
-    panels[2].errorbar(values, range(len(rows)), xerr=[values - lows, highs - values], fmt="D", color="k", capsize=3)
+    values, errors = common.error_bars([row["recall"] for row in rows])
+    panels[2].errorbar(values, range(len(rows)), xerr=errors, fmt="D", color="k", capsize=3)
     plain, _, guided, _, ours = (f"{row['all']['value']:.0%}" for row in rows[1:6])       # in the order of ROWS
     figure.suptitle(f"After {table['training']['ours']['minutes']:.0f} minutes of training on one core, the tutorial's "
                     f"U-Net draws {plain} of {table['n']:,} captions right,\n{guided} with our sampler and guidance; "

@@ -180,9 +180,8 @@ def draw(table):
 
 def bars(ax, k, cells, label):
     """The k-th bar of each group, with its interval."""
-    means, lows, highs = map(np.array, common.columns(cells))
-    ax.bar(np.arange(len(cells)) + 0.27 * (k - 1), means, 0.25, yerr=[means - lows, highs - means], capsize=3,
-           label=label)
+    means, errors = common.error_bars(cells)
+    ax.bar(np.arange(len(cells)) + 0.27 * (k - 1), means, 0.25, yerr=errors, capsize=3, label=label)
 
 
 def main(argv=None):

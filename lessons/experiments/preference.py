@@ -38,13 +38,12 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, unet, diffusion, train, sample, judge, measures = map(import_module, (
-    "lessons.experiments.common", "03_unet", "04_diffusion", "08_train", "09_sample", "lessons.10_judge",
-    "lessons.11_measures"))
+common, guides, unet, diffusion, train, sample, judge, measures = map(import_module, (
+    "lessons.experiments.common", "lessons.experiments.guidance", "03_unet", "04_diffusion", "08_train", "09_sample",
+    "lessons.10_judge", "lessons.11_measures"))
 
 # What is changed of the base model's usual options (09); None: no model draws, but the world
 PLAYERS = {"guidance 1": {"scale": 1.0}, "guidance 3": {}, "guidance 8": {"scale": 8.0},
@@ -158,10 +157,8 @@ def played(how, base, upsampler, reader, scenes, seed):
         images = diffusion.downsample(judge.real_images(scenes, seed), base.size)
     else:
         images = judge.draw(base, scenes, options=replace(sample.default_options(base), **how), seed=seed, batch=60)
-    # cross_entropy is -log p of one answer, and 0 for what the caption leaves open (label -1)
-    surprise = sum(F.cross_entropy(logits, answers, ignore_index=-1, reduction="none")
-                   for logits, answers in zip(reader(images), judge.labels(scenes).T))
-    found = {"log p": (-surprise).tolist(), "right": judge.scores(reader, images, scenes)["all"].tolist()}
+    found = {"log p": guides.log_probability(reader, images, scenes).tolist(),
+             "right": judge.scores(reader, images, scenes)["all"].tolist()}
     if upsampler:
         large = judge.draw(None, scenes, upsampler=upsampler, low_res=images, seed=seed + 1, batch=60)
         found["pictures"] = list(map(common.to_text, large))
@@ -402,8 +399,7 @@ def draw_widths(ax, rows):
 def draw_players(ax, names, series):
     """A row for each player, with 95% intervals; series: {label: cells}."""
     for k, (label, cells) in enumerate(series.items()):
-        values, lows, highs = common.columns(cells)
-        errors = [[x - low for x, low in zip(values, lows)], [high - x for x, high in zip(values, highs)]]
+        values, errors = common.error_bars(cells)
         ax.errorbar(values, [i + 0.2 * k for i in range(len(cells))], xerr=errors, fmt="o", capsize=4, label=label)
     ax.set_yticks(range(len(names)), names, size=12)
     ax.set_ylim(len(names) - 0.5, -0.5)

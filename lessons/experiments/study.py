@@ -133,9 +133,8 @@ def draw(table):
         above, below = part.subplots(2, 1, sharex=True)
         for k, (name, rows) in enumerate(curves.items()):
             for ax, measured in ((above, "right"), (below, "FID")):
-                value, low, high = map(torch.tensor, common.columns([row[measured] for row in rows]))
-                ax.errorbar(torch.arange(len(rows)) + 0.08 * k, value, yerr=torch.stack([value - low, high - value]),
-                            marker="o", capsize=3, label=name)
+                values, errors = common.error_bars([row[measured] for row in rows])
+                ax.errorbar(torch.arange(len(rows)) + 0.08 * k, values, yerr=errors, marker="o", capsize=3, label=name)
         rows = next(iter(curves.values()))
         below.set_xticks(range(len(rows)), [f"{row['at']}\n{row['seconds']:.2g} s" for row in rows])
         below.set(xlabel=panel, ylabel="FID", ylim=(0, None))

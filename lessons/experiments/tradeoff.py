@@ -130,10 +130,8 @@ def draw(table):
 
 def curve(ax, across, up, scales, guide):
     """One guide's points in the order of its scales, with both 95% intervals."""
-    (x, *x_ends), (y, *y_ends) = common.columns(across), common.columns(up)
-    bars = [[[m - low for m, low in zip(middle, ends[0])], [high - m for m, high in zip(middle, ends[1])]]
-            for middle, ends in ((x, x_ends), (y, y_ends))]
-    ax.errorbar(x, y, xerr=bars[0], yerr=bars[1], marker="o", color=guides.LOOKS[guide], elinewidth=1, alpha=0.9,
+    (x, x_errors), (y, y_errors) = map(common.error_bars, (across, up))
+    ax.errorbar(x, y, xerr=x_errors, yerr=y_errors, marker="o", color=guides.LOOKS[guide], elinewidth=1, alpha=0.9,
                 label=guides.TITLES[guide])
     for scale, place in zip(scales, zip(x, y)):
         ax.annotate(f"{scale:g}", place, (7, 7), textcoords="offset points", color=guides.LOOKS[guide], size=13)

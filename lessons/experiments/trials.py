@@ -23,8 +23,8 @@ import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, diffusion, upsample, train, sample, judge = map(import_module, (
-    "lessons.experiments.common", "04_diffusion", "07_upsample", "08_train", "09_sample", "lessons.10_judge"))
+common, diffusion, upsample, train, judge = map(import_module, (
+    "lessons.experiments.common", "04_diffusion", "07_upsample", "08_train", "lessons.10_judge"))
 
 # name: what is changed of the preset's network, its diffusion process or its training; or another seed, or noise on the
 # small image that it is shown. Crops of a quarter of the pixels come four at a time: the same pixels a step.
@@ -69,10 +69,7 @@ def errors(trainer, args):
     scenes = [scene for kind in ("single", "pair") for scene in judge.eval_captions(kind, args.n, args.seed)]
     images = judge.real_images(scenes, args.seed)
     true, low_res = diffusion.downsample(images, 64), upsample.round_to_bytes(diffusion.downsample(images, 16))
-    preset = trainer.preset
-    model = sample.Model("upsampler", upsample.denoiser_of(trainer.ema, preset.network, preset.diffusion),
-                         preset.network, preset.diffusion, preset.size, trainer.words, "cpu", trainer.world, False)
-    drawn = judge.draw(None, scenes, upsampler=model, low_res=low_res, seed=args.seed)
+    drawn = judge.draw(None, scenes, upsampler=common.model_of(trainer), low_res=low_res, seed=args.seed)
     bare = (true == true[:, :, :1, :1]).all(1)
     off = (drawn - true).abs().mean(1) * 127.5
     ground = torch.stack([one[where].mean() for one, where in zip(off, bare)])
@@ -102,8 +99,8 @@ def draw(table):
     figure, trials = Figure(figsize=(13, 0.42 * len(table["trials"]) + 1.4), layout="constrained"), table["trials"]
     places = np.arange(len(trials))[::-1]
     for ax, (key, label) in zip(figure.subplots(1, 3, sharey=True), MEASURES.items()):
-        means, lows, highs = map(np.array, common.columns([one[key] for one in trials.values()]))
-        ax.errorbar(means, places, xerr=[means - lows, highs - means], fmt="o", capsize=3)
+        means, errors = common.error_bars([one[key] for one in trials.values()])
+        ax.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
         ax.axvline(means[0], color="0.6", linestyle=":")
         ax.set(title=label, yticks=places, yticklabels=list(trials))
         ax.grid(axis="x", alpha=0.3)

@@ -47,11 +47,10 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's root
-common, transformer, unet, diffusion, upsample, train, sample, judge, measures = map(import_module, (
-    "lessons.experiments.common", "02_transformer", "03_unet", "04_diffusion", "07_upsample", "08_train", "09_sample",
+common, transformer, unet, diffusion, upsample, train, judge, measures = map(import_module, (
+    "lessons.experiments.common", "02_transformer", "03_unet", "04_diffusion", "07_upsample", "08_train",
     "lessons.10_judge", "lessons.11_measures"))
 
 KINDS = ("single", "pair", "count")
@@ -125,17 +124,13 @@ class Regression(train.Trainer):
 
 def trained(trainer, path, every=250):
     """The trainer after its last step; one that was stopped goes on from its checkpoint."""
-    parts = {"model": trainer.model, "ema": trainer.ema, "optimizer": trainer.optimizer}
     if path.exists():
-        saved = torch.load(path, weights_only=True)
-        trainer.step = saved.pop("step")
-        for name, state in saved.items():
-            parts[name].load_state_dict(state)
+        common.restore(trainer, torch.load(path, weights_only=True))
     while trainer.step < trainer.preset.train.steps:
         loss = trainer.train_step(trainer.batch(trainer.step)[0])["loss"]
         if trainer.step % every == 0 or trainer.step == trainer.preset.train.steps:
             with unet.atomic_write(path) as file:
-                torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": trainer.step}, file)
+                torch.save(common.state_of(trainer), file)
             print(f"   {path.stem}: step {trainer.step}, loss {loss}", flush=True)
     return trainer
 
@@ -179,13 +174,6 @@ def sharpness(x, true):
     return energy(x).sum((1, 2)) / energy(true).sum((1, 2))
 
 
-def flop(function):
-    """The FLOP of all matrix products and convolutions of function()."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
 # --- The comparison ----------------------------------------------------------------------------------
 
 def pictures(n, seed):
@@ -207,11 +195,7 @@ def timed(way, low_res, scenes, seed):
 
 def row(images, times, true, others, scenes, reader):
     """All measures of enlarged images as cells, and examples, whole and in part. others: features of real images."""
-    def of_clouds(real, generated):
-        return measures.fid(real, generated), *measures.precision_recall(real, generated)
-
-    clouds = measures.half_sampling(of_clouds, others, measures.features(reader, images), generator=measures.seeded())
-    cells = {name: common.interval(*one, len(images)) for name, *one in zip(("FID", "precision", "recall"), *clouds)}
+    cells = common.clouds(others, measures.features(reader, images))
     cells["nouns"] = common.cell(torch.from_numpy(judge.scores(reader, images, scenes)["noun"]))
     if images is not true:
         each = {"PSNR": upsample.psnr(images, true), "SSIM": ssim(images, true), "sharpness": sharpness(images, true)}
@@ -270,10 +254,7 @@ def ways_to_enlarge(args, trained):
     def diffused(model):
         return lambda low_res, scenes, seed: judge.draw(None, scenes, upsampler=model, low_res=low_res, seed=seed)
 
-    own, preset = trained["diffusion"], trained["diffusion"].preset
-    network = sample.to_dtype(own.ema, getattr(torch, args.dtype))
-    model = sample.Model("upsampler", upsample.denoiser_of(network, preset.network, preset.diffusion), preset.network,
-                         preset.diffusion, preset.size, own.words, "cpu", own.world, False)
+    model = common.model_of(trained["diffusion"], getattr(torch, args.dtype))
     return {"bicubic": lambda low_res, scenes, seed: bicubic(low_res).clamp(-1, 1)} | {
         name: regressed(trained[name].ema) for name in ERRORS} | {
         "diffusion": diffused(model), "diffusion, long": diffused(common.weights(args).load("upsampler"))}
@@ -282,7 +263,7 @@ def ways_to_enlarge(args, trained):
 def cost(trainer):
     """What a network costs: its parameters, the images that it sees, and the FLOP for each of them."""
     batch = trainer.batch(0)[0]
-    once = flop(lambda: trainer.loss(batch).sum().backward()) / len(batch["x0"])
+    once = common.flop(lambda: trainer.loss(batch).sum().backward()) / len(batch["x0"])
     trainer.optimizer.zero_grad()
     return {"parameters": transformer.parameters(trainer.model), "FLOP": once,
             "images": trainer.preset.train.steps * trainer.preset.train.batch}
@@ -303,7 +284,7 @@ def measure(args, partial):
         def one():
             if name == "real":
                 return row(true, None, true, others, scenes, reader)
-            once = flop(lambda: ways[name](low_res[:1], scenes[:1], 0))        # and the first call, which takes longer
+            once = common.flop(lambda: ways[name](low_res[:1], scenes[:1], 0))  # and the first call, which takes longer
             return row(*timed(ways[name], low_res, scenes, args.seed), true, others, scenes, reader) | {"FLOP": once}
         table["ways"][name] = found = partial(name, one)
         numbers = "".join(f"   {key} {cell['value']:.4g}" for key, cell in found["cells"].items())
