@@ -15,12 +15,13 @@ Scale 1 of the one guide and scale 0 of the other are the same model without gui
 "ddim25" begin at 960, not at 999: there √ᾱ is nearly zero, and DDIM, which shifts x̂_0 after clipping, would divide
 CLIP's gradient by it.
 
-    python lessons/experiments/guidance.py                                             20 minutes on one core
+    python lessons/experiments/guidance.py --dtype bfloat16                            26 minutes on one core
     python lessons/experiments/guidance.py --redraw --out lessons/figures/guidance.png
 
-Found: by CLIP's own score its guidance is best, better than real images even. The judge sees nothing of that lead: with
-classifier-free guidance 94% of captions are right, with CLIP's 91%, and 91% and 78% with DDIM. CLIP alone draws nothing
-that the judge would accept.
+Found: with ancestral sampling CLIP's guidance is best by CLIP's own score, better than real images even, though the
+intervals overlap (tradeoff.py has more pictures). The judge sees nothing of that lead: with classifier-free guidance
+94% of captions are right, with CLIP's 91%, and 91% and 78% with DDIM. CLIP alone draws nothing that the judge would
+accept.
 """
 import sys
 from importlib import import_module

@@ -156,6 +156,9 @@ def measure(args, partial):
 
 # --- The figure --------------------------------------------------------------------------------------
 
+HOLES = {"empty": "hole left empty", "turns": "thing drawn in"}
+
+
 def draw(table):
     """Left, captions; right, what the eye sees, both with 95% intervals."""
     figure = Figure(figsize=(12, 5), layout="constrained")
@@ -164,17 +167,17 @@ def draw(table):
         cells = [one[name] for one in table["captions"].values()]
         bars(left, k, cells, label)
     left.set_xticks(range(len(table["captions"])), table["captions"], rotation=20)
-    left.set(title="Only pairs are sometimes wrong, says the judge", ylim=(0.5, 1.01))
+    left.set(title="One pair in ten is wrong, of the rest at most one in fifty", ylim=(0.5, 1.01))
     left.yaxis.set_major_formatter("{x:.0%}")
-    rows = table["flat"] | {f"{kind}, {size}": cells for kind, sizes in table["holes"].items()
+    rows = table["flat"] | {f"{HOLES[kind]}, {size}": cells for kind, sizes in table["holes"].items()
                             for size, cells in sizes.items()}
     for k, (name, label) in enumerate((("deviation", "standard deviation"), ("off", "mean off"), ("edge", "edge"))):
         bars(right, k, [cells.get(name) for cells in rows.values()], label)
-    right.set_xticks(range(len(rows)), rows, rotation=30)
+    right.set_xticks(range(len(rows)), rows, rotation=30, ha="right")
     right.set(title="Grounds (the truth is 0) are flat to about a level, and off by two", ylabel="levels of 255")
     for ax in (left, right):
         ax.grid(axis="y", alpha=0.3)
-        ax.legend()
+        ax.legend(loc="lower right" if ax is left else "best", framealpha=1)
     return figure
 
 

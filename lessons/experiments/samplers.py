@@ -3,7 +3,8 @@
 The small base model at guidance 3 draws the same captions from the same noise each time, and the judge (10) says how
 many images are entirely right. The dashed line is the judge's ceiling: what it says of real images.
 
-    python lessons/experiments/samplers.py --n 60 --steps 5 8 12 16 20 25 50 150       11 minutes on two cores
+    python lessons/experiments/samplers.py --dtype bfloat16 --n 60 --steps 5 8 12 16 20 25 50 150
+                                                                                       13 minutes on two cores
     python lessons/experiments/samplers.py --redraw --out lessons/figures/samplers.png
 
 Found: from 12 steps on no sampler is worse than ancestral sampling in 150 steps, as far as 60 captions can tell. In 5

@@ -17,7 +17,8 @@ enough for any sampler, 8 for DDIM (96% right), and in 5 DDIM is ahead (84%; the
 variance draws as the smallest one does; the largest one needs 25 steps or more. Guidance from 1.5 to 5 has 96% right,
 none 90%, 8 has 91%, while FID grows with the scale all the way, from 22 to 41. η, the places of the 25 timesteps, and
 the upsampler's first noise make no difference larger than the intervals of 400 (of the upsampler, 100) pictures. So:
-DDIM, 12 to 25 steps, guidance 1.5 to 3, and no thought for the rest.
+DDIM, 12 to 25 steps, guidance 1.5 to 3, and no thought for the rest. What two changes do together it cannot see: at
+scale 5, 15 ancestral steps have 90% right (tradeoff.py), where 25 of DDIM have 96%.
 """
 import sys
 import time

@@ -38,7 +38,7 @@ GUIDES = "free", "clip"
 PANELS = {("recall", "precision"): "Recall is all one; classifier-free precision falls from 5 on",
           ("FID", "Inception Score"): "FID wants no guidance, the Inception Score wants 2",
           ("FID", "CLIP score"): "By CLIP’s own score its guidance wins",
-          ("FID", "right"): "By what is right it loses: 94%, and 98% at scale 2"}
+          ("FID", "right"): "By what is right CLIP loses: 94%, to 98% at scale 2"}
 # What hears no caption lies far below: these axes leave it out
 AXES = {"Inception Score": (23, 27.5), "CLIP score": (38.2, 40.2), "right": (0.68, 1.02)}
 
@@ -111,7 +111,7 @@ def draw(table):
                 label="real images", zorder=3)
         for guide in GUIDES:
             rows = [row for row in table["rows"] if row["guide"] == guide]
-            curve(ax, [row[across] for row in rows], [row[up] for row in rows], [row["scale"] for row in rows], guide)
+            curve(ax, [row[across] for row in rows], [row[up] for row in rows], labels(rows, guide, up), guide)
         if up in AXES:
             ax.set_ylim(*AXES[up])
             for row in (row for row in table["rows"] if (row["guide"], row["scale"]) == ("free", 0)):
@@ -122,19 +122,26 @@ def draw(table):
         ax.set_ylabel("captions drawn right" if up == "right" else up, size=14)
         ax.tick_params(labelsize=12)
         ax.grid(alpha=0.3)
-    ax.legend(fontsize=13)
+        ax.legend(fontsize=13, loc="lower left" if up == "CLIP score" else "best")
     figure.suptitle(f"{len(table['seeds'])} × {table['n']} pictures a point, {table['steps']} ancestral steps; "
                     "numbers are scales", size=15)
     return figure
 
 
-def curve(ax, across, up, scales, guide):
+def labels(rows, guide, up):
+    """What stands beside the points: their scales; "none" where both guides begin; nothing in a crowd."""
+    crowd = () if guide == "free" else (1, 1.5, 2, 3, 5) if up == "precision" else (1, 1.5)
+    return ["none" if (guide, row["scale"]) == ("free", 1) else
+            "" if (guide, row["scale"]) == ("clip", 0) or row["scale"] in crowd else f"{row['scale']:g}" for row in rows]
+
+
+def curve(ax, across, up, names, guide):
     """One guide's points in the order of its scales, with both 95% intervals."""
     (x, x_errors), (y, y_errors) = map(common.error_bars, (across, up))
     ax.errorbar(x, y, xerr=x_errors, yerr=y_errors, marker="o", color=guides.LOOKS[guide], elinewidth=1, alpha=0.9,
                 label=guides.TITLES[guide])
-    for scale, place in zip(scales, zip(x, y)):
-        ax.annotate(f"{scale:g}", place, (7, 7), textcoords="offset points", color=guides.LOOKS[guide], size=13)
+    for name, place in zip(names, zip(x, y)):
+        ax.annotate(name, place, (7, 7), textcoords="offset points", color=guides.LOOKS[guide], size=13)
 
 
 def main(argv=None):

@@ -363,9 +363,9 @@ def examples(axes, table):
 def draw(table):
     """Above, examples, and means of draws next to the regressors; below, all measures."""
     figure = Figure(figsize=(15, 13.2), layout="constrained")
-    figure.suptitle("Trained alike, a regressor blurs, for it answers with the mean of what is possible; one draw of a "
-                    "diffusion model is sharper,\nfarther from the truth, and slower, and the mean of many draws is as "
-                    "near and as blurred", size=16)
+    figure.suptitle("Trained alike, a regressor blurs; one draw of a diffusion model is sharper, farther from the "
+                    "truth, and slower,\nand the mean of many draws is about as near and as blurred as the regressor",
+                    size=16)
     above, below = figure.subfigures(2, 1, height_ratios=(8.4, 4.2))
     left, right = above.subfigures(1, 2, width_ratios=(9, 6))
     examples(left.subplots(5, 7), table)

@@ -15,7 +15,7 @@ becomes a rate. The base model draws the same captions from the same noise at se
 Next to each rate stands what the judge says of *real* images of the same captions: its ceiling for successes, its floor
 for mistakes. At scale 0 the caption is ignored, so what is right there is chance.
 
-    python lessons/experiments/weaknesses.py                                           26 minutes on one core
+    python lessons/experiments/weaknesses.py --dtype bfloat16                          26 minutes on one core
     python lessons/experiments/weaknesses.py --redraw --out lessons/figures/weaknesses.png
 
 Found: of 750 pairs at scales 1 to 8 none has its colours or its things exchanged. What this model misses is a noun: on
