@@ -130,9 +130,9 @@ def draw(table):
 
 def labels(rows, guide, up):
     """What stands beside the points: their scales; "none" where both guides begin; nothing in a crowd."""
-    crowd = () if guide == "free" else (1, 1.5, 2, 3, 5) if up == "precision" else (1, 1.5)
-    return ["none" if (guide, row["scale"]) == ("free", 1) else
-            "" if (guide, row["scale"]) == ("clip", 0) or row["scale"] in crowd else f"{row['scale']:g}" for row in rows]
+    crowd = () if guide == "free" else (0, 1, 1.5, 2, 3, 5) if up == "precision" else (0, 1, 1.5)
+    return ["none" if (guide, row["scale"]) == ("free", 1) else "" if row["scale"] in crowd else f"{row['scale']:g}"
+            for row in rows]
 
 
 def curve(ax, across, up, names, guide):
