@@ -26,7 +26,7 @@ intervals: Wilson 1927, JASA 22; Brown, Cai & DasGupta 2001, Statistical Science
                                             put to the test; outputs/10_judge.png
     python lessons/10_judge.py measure      caption accuracy of the small models, ten minutes; --n 60: four minutes
     python lessons/10_judge.py retrieval    captions found by the noised CLIP, ten seconds; both: --weights FOLDER
-    python lessons/10_judge.py train        the judge of 16 pixels, four minutes; --size 32, 64 or 128 take longer
+    python lessons/10_judge.py train        the judge of 16 pixels, four minutes; --size 64 and 128 take longer
 """
 import argparse
 import random
@@ -121,8 +121,11 @@ class Judge(nn.Module):
         self.scene = reader(256 + 2 * c.heads * c.features, QUESTIONS[:2])
 
     def forward(self, x):
-        """x [B, 3, size, size] -> a list of [B, answers], float32, in the order of QUESTIONS"""
-        places = self.places(x)                                        # [B, C, 8, 8]
+        """x [B, 3, size, size] -> a list of [B, answers], float32, in the order of QUESTIONS
+
+        Images that are a multiple of its size it sees reduced, each pixel the mean of a square.
+        """
+        places = self.places(F.adaptive_avg_pool2d(x, self.config.size))                   # [B, C, 8, 8]
         glance = self.glance(places)                                   # [B, 256]
         keys = places.flatten(2).transpose(1, 2) + self.position       # [B, 64, C]
         queries = self.queries(glance).view(len(x), 2 * self.config.heads, -1)         # [B, 2h, C]
@@ -369,9 +372,10 @@ def show_rates(title, rows):
 
 
 def judge_for(size, folder):
-    """The judge of a folder for images of this size, or else the one that comes with the course."""
+    """The judge of a folder for images of this size, or else one that comes with the course: for those of more than 64
+    pixels, the one of 64."""
     path = folder / f"judge-{size}.pt"
-    return Judge.load(path if path.exists() else unet.WEIGHTS / path.name)
+    return Judge.load(path if path.exists() else unet.WEIGHTS / f"judge-{min(size, 64)}.pt")
 
 
 def make_judge(args):
@@ -406,7 +410,7 @@ def measure(args):
 
 def measure_large(base, judge, kinds, n, how):
     """The second half of `measure`: the upsampler alone, both models together, and their backgrounds."""
-    show_rates(f"Nouns right in real images of easy single things, enlarged to {judge.config.size} pixels, n {n}", (
+    show_rates(f"Nouns right in real images of easy single things, enlarged to {how['upsampler'].size} pixels, n {n}", (
         (name, round(r["right"] * n), n, f"colours off by {r['color']:.4f} on [0, 1], PSNR {r['psnr']:.1f} dB")
         for name, r in upsampler_quality(how["upsampler"], judge, "easy single", n, seed=how["seed"]).items()))
     show_rates(f"Nouns right in what both models draw together, n {n} a kind", (

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageCms
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -736,9 +737,11 @@ def test_the_help_can_be_shown_anywhere(capfd):
 HEART = "a large red heart on a white background"
 
 
-def test_the_courses_weights_draw_what_is_asked():
-    drawn = sample.generate(HEART, n=8, upsampler_steps="1", seed=3)
-    red, green, blue = drawn[:, :, 26:38, 26:38].float().mean((2, 3)).T
+@pytest.mark.parametrize("preset, size", [("tiny", 64), ("small", 128)])
+def test_the_courses_weights_draw_what_is_asked(preset, size):
+    drawn = sample.generate(HEART, sample.Weights(sample.FOLDERS[preset]), n=8, steps="15", upsampler_steps="1", seed=3)
+    assert drawn.shape == (8, 3, size, size)
+    red, green, blue = F.avg_pool2d(drawn.float(), size // 64)[:, :, 26:38, 26:38].mean((2, 3)).T
     right = ((red > green + 80) & (red > blue + 80)).sum()
     assert right >= 6, f"{right} of 8 hearts are red in the middle"
 

@@ -204,6 +204,13 @@ def test_a_perfect_painter_scores_the_ceiling(kind, monkeypatch):
     assert n == 100 and low <= real / of <= high, f"{right} of 100, the ceiling is {real / of:.1%}"
 
 
+def test_larger_images_are_seen_reduced():
+    images = lesson.real_images(lesson.eval_captions("pair", 60, seed=4), 4)
+    seen = [lesson.answer(shipped_judge(16), diffusion.downsample(images, size)) for size in (16, 64)]
+    assert (seen[0] == seen[1]).double().mean() > 0.99, "each of its pixels is the mean of a square"
+    assert lesson.judge_for(128, unet.WEIGHTS / "small").config.size == 64, "128 pixels have no judge of their own"
+
+
 def test_a_painter_of_one_colour_is_found_out(monkeypatch):
     def red(s):
         return replace(s, things=tuple(replace(thing, color="red") for thing in s.things))
@@ -352,7 +359,7 @@ def test_models_of_your_own_images_cannot_be_measured(tmp_path, capfd):
 
 # --- The weights that come with the course ---
 
-@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("size", [16, 32, 64])
 def test_shipped_judges_can_be_trusted(size):
     right, n = shipped_judge(size).ceiling["easy single"]
     assert n >= 1000 and right / n > 0.95, "a judge that errs on real images cannot measure drawn ones"
