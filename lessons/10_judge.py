@@ -125,7 +125,7 @@ class Judge(nn.Module):
 
         Images that are a multiple of its size it sees reduced, each pixel the mean of a square.
         """
-        places = self.places(F.adaptive_avg_pool2d(x, self.config.size))                   # [B, C, 8, 8]
+        places = self.places(F.avg_pool2d(x, x.shape[-1] // self.config.size))              # [B, C, 8, 8]
         glance = self.glance(places)                                   # [B, 256]
         keys = places.flatten(2).transpose(1, 2) + self.position       # [B, 64, C]
         queries = self.queries(glance).view(len(x), 2 * self.config.heads, -1)         # [B, 2h, C]

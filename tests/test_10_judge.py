@@ -209,6 +209,8 @@ def test_larger_images_are_seen_reduced():
     seen = [lesson.answer(shipped_judge(16), diffusion.downsample(images, size)) for size in (16, 64)]
     assert (seen[0] == seen[1]).double().mean() > 0.99, "each of its pixels is the mean of a square"
     assert lesson.judge_for(128, unet.WEIGHTS / "small").config.size == 64, "128 pixels have no judge of their own"
+    with pytest.raises(RuntimeError):
+        shipped_judge(64)(torch.zeros(1, 3, 16, 16))       # too few pixels are not made up
 
 
 def test_a_painter_of_one_colour_is_found_out(monkeypatch):
