@@ -413,9 +413,9 @@ class Diffusion:
         # A step's length h is measured in λ = log(√ᾱ/√(1-ᾱ)). The last step goes to ᾱ = 1, where λ is infinite.
         level, infinite = (self.signal / self.noise).log(), torch.full((1,), math.inf, dtype=torch.float64)
         h = torch.cat([infinite, level[:-1] - level[1:]])
-        # 1/(2r), where r is the h of the step before over h. Evenly spaced timesteps lie further and further apart
-        # in λ, the last two about four times as far as those before. Extended that far, a line misses by more than
-        # DDIM does, hence r ≥ 1.
+        # 1/(2r), where r is the h of the step before over h. From the middle on, evenly spaced timesteps lie further
+        # and further apart in λ, of 25 the last two four times as far as those before. Extended that far, a line
+        # misses by more than DDIM does, hence r ≥ 1.
         extend = (h / (2 * torch.cat([h[1:], infinite]))).clamp(max=0.5)   # 0 at the first: there is no line yet
         extend[0] = 0                                                      # the last step ends at x̂_0 itself
         x, last, cond = x_T, torch.zeros_like(x_T), prepare(model, **cond)

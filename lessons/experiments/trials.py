@@ -105,21 +105,23 @@ def measure(args, partial):
 
 
 def draw(table):
-    """A row for each trial, a panel for each number, with 95% intervals; a line where the first trial stands."""
-    figure, trials = Figure(figsize=(13, 0.42 * len(table["trials"]) + 1.4), layout="constrained"), table["trials"]
-    places = np.arange(len(trials))[::-1]
+    """A row for each trial, a panel for each number, with 95% intervals; a line where the recipe as it is stands."""
+    trials = dict(sorted(table["trials"].items(), key=lambda trial: trial[1]["psnr"]["value"]))
+    figure, places = Figure(figsize=(13, 0.42 * len(trials) + 1.6), layout="constrained"), np.arange(len(trials))
     for ax, (key, label) in zip(figure.subplots(1, 3, sharey=True), MEASURES.items()):
         means, errors = common.error_bars([one[key] for one in trials.values()])
         ax.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
-        ax.axvline(means[0], color="0.6", linestyle=":")
-        ax.set(title=label, yticks=places, yticklabels=list(trials), xscale="linear" if key == "psnr" else "log")
+        if (plain := next(iter(TRIALS))) in trials:
+            ax.axvline(trials[plain][key]["value"], color="0.6", linestyle=":")
+        better = "more is better" if key == "psnr" else "less is better; logarithmic"
+        ax.set(title=f"{label}\n({better})", yticks=places, yticklabels=list(trials), xscale="linear" if key == "psnr" else "log")
         if key != "psnr":
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{table['steps']} steps of the tiny upsampler: ε fails; norms, crops, timesteps, the rate and the "
-                    "number of steps matter, captions a little", fontweight="bold")
+    figure.suptitle(f"{table['steps']} steps of the tiny upsampler: ε fails; norms, crops, timesteps, the rate, steps and width "
+                    "matter, captions a little", fontweight="bold")
     return figure
 
 
