@@ -34,6 +34,7 @@ import sys
 import time
 from dataclasses import astuple, dataclass, replace
 from importlib import import_module
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -221,12 +222,11 @@ KINDS = ("easy single", "single", "pair", "count", "held out")
 
 def eval_captions(kind, n, seed=12345):
     """n scenes of one of KINDS, whose captions are drawn. The same kind and seed give the same ones to every model."""
-    rng, scenes, easy = random.Random(f"{kind} {seed}"), [], kind in ("easy single", "held out")
-    while len(scenes) < n:
-        scene = tokenizer.random_scene(rng, "single" if easy else "full", kind == "held out")
-        if easy or scene.kind == kind:
-            scenes.append(scene)
-    return scenes
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of captions; there are {', '.join(KINDS)}")
+    rng, easy = random.Random(f"{kind} {seed}"), kind in ("easy single", "held out")
+    scenes = (tokenizer.random_scene(rng, "single" if easy else "full", kind == "held out") for _ in count())
+    return list(islice((scene for scene in scenes if easy or scene.kind == kind), n))
 
 
 def real_images(scenes, seed=0, side=64):

@@ -84,6 +84,8 @@ def test_eval_captions_are_of_their_kind_and_always_the_same():
         held_out = [any((thing.color, thing.noun) in tokenizer.HELD_OUT for thing in s.things) for s in scenes]
         assert all(held_out) if kind == "held out" else not any(held_out)
         assert {s.kind for s in scenes} == {kind if kind in ("pair", "count") else "single"}
+    with pytest.raises(ValueError, match="easy single, single, pair"):
+        lesson.eval_captions("pairs", 40)
 
 
 # --- The judge ---

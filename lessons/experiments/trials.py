@@ -113,15 +113,16 @@ def draw(table):
         ax.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
         if (plain := next(iter(TRIALS))) in trials:
             ax.axvline(trials[plain][key]["value"], color="0.6", linestyle=":")
-        better = "more is better" if key == "psnr" else "less is better; logarithmic"
-        ax.set(title=f"{label}\n({better})", yticks=places, yticklabels=list(trials), xscale="linear" if key == "psnr" else "log")
+        better, scale = ("more", "linear") if key == "psnr" else ("less", "log")
+        ax.set(title=f"{label}\n({better} is better, {scale} scale)", yticks=places, yticklabels=list(trials),
+               xscale=scale)
         if key != "psnr":
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{table['steps']} steps of the tiny upsampler: ε fails; norms, crops, timesteps, the rate, steps and width "
-                    "matter, captions a little", fontweight="bold")
+    figure.suptitle(f"{table['steps']} steps of the tiny upsampler: ε fails; norms, crops, timesteps, the rate, steps "
+                    "and width matter, captions a little", fontweight="bold")
     return figure
 
 
