@@ -12,7 +12,7 @@ import small
 
 unet, judge = import_module("03_unet"), import_module("lessons.10_judge")
 NAMES = ("grid", "guidance", "inpainting", "own_images", "peer", "pictures", "preference", "samplers", "story", "study",
-         "tradeoff", "trials", "upsamplers", "weaknesses")
+         "tradeoff", "trials", "upsamplers", "weaknesses", "words")
 experiments = {name: import_module(f"lessons.experiments.{name}") for name in NAMES}
 common = import_module("lessons.experiments.common")
 guided, inpainting, weaknesses = (experiments[name] for name in ("guidance", "inpainting", "weaknesses"))
@@ -24,7 +24,8 @@ QUICK = {"grid": ["--n", 3], "guidance": ["--n", 2, "--seeds", 0, "--steps", 2],
          "study": ["--n", 4, "--only", "DDIM's η"], "tradeoff": ["--n", 4, "--steps", 2, "--scales", 3],
          "trials": ["--n", 2, "--steps", 2, "--only", "32 groups", "noise on what it is shown"],
          "upsamplers": ["--n", 3, "--steps", 1, "--averaged", 2, "--draws", 2],
-         "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2]}
+         "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2],
+         "words": ["--n", 4, "--steps", 1]}
 
 
 @pytest.fixture(scope="module")
