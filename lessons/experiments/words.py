@@ -5,14 +5,14 @@ pictures get no help from words that mean nothing yet. How much of the time does
 trained in the whole little world by 08's recipe, with the same seed, images and noise, and random U-Nets. They differ
 in the text encoder: it is random, or that of the shipped base model, or that one and frozen, as Imagen has it (Saharia
 et al. 2022, arXiv 2205.11487; theirs has read text only, ours has seen images). The judge says of what they draw how
-many captions have their layout right (one, two or three things, and on which sides), all of their colours, and all of
-their nouns. It is one training each; intervals are over captions.
+many captions have their layout right (one, two or three things; of two, side by side or one above the other), all of
+their colours, and all of their nouns. It is one training each; intervals are over captions.
 
     python lessons/experiments/words.py --dtype bfloat16                               39 minutes on one busy core
     python lessons/experiments/words.py --steps 3000                                   longer trainings
 
 Found: with words that are given, single things have their colour in all of 100 captions after 1,000 steps, and 96 are
-one thing in one place; from nothing 32 and 35. Pairs stand as said in 77 of 100 (25), counts are right in 59 (4). Nouns
+one thing in one place; from nothing 32 and 35. Pairs have the right layout in 77 of 100 (25), counts in 59 (4). Nouns
 have hardly begun in any of the three: 5 to 9 of 100 single things are right, where guessing finds 4. Words are not what
 shapes are waiting for. Frozen or not makes no difference.
 """
