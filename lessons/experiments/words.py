@@ -29,16 +29,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the project's
 common, unet, train, judge = map(import_module, (
     "lessons.experiments.common", "03_unet", "08_train", "lessons.10_judge"))
 
-# name: whether the text encoder is given, and the parts of the U-Net that do not learn
-TRAININGS = {"from nothing": (False, ()), "words given": (True, ()), "given, frozen": (True, ("text",))}
+# name: whether the text encoder is given, and what is changed of the recipe
+TRAININGS = {"from nothing": (False, {}), "the same, slower": (False, {"text_lr": 1e-4}), "words given": (True, {}),
+             "given, frozen": (True, {"freeze": ("text",)})}
 KINDS = "single", "pair", "count"
 ASKED = {"layout": "layout", "color": "colours", "noun": "nouns", "all": "all that is said"}
 
 
 def trained(name, args, knowing):
     """The Model (09) after its training. knowing: a U-Net of the same size, whose text encoder knows the words"""
-    (given, freeze), preset = TRAININGS[name], train.PRESETS["tiny"]["base"]
-    recipe = replace(preset.train, **train.FULL_WORLD["base"], steps=args.steps, freeze=freeze)
+    (given, changes), preset = TRAININGS[name], train.PRESETS["tiny"]["base"]
+    recipe = replace(preset.train, **train.FULL_WORLD["base"] | changes, steps=args.steps)
     trainer = train.Trainer(replace(preset, network=knowing.config, train=recipe), world="full", seed=args.seed)
     if given:
         for network in (trainer.model, trainer.ema):
@@ -74,10 +75,10 @@ def measure(args, partial):
 
 def draw(table):
     """What each draws of six captions, a row for each; below, how often it is right."""
-    figure = Figure(figsize=(14, 12.5), layout="constrained")
+    figure = Figure(figsize=(14, 15), layout="constrained")
     figure.suptitle(f"After {table['steps']:,} steps a U-Net that was given the words has colours and places; from "
                     "nothing it has neither.\nShapes take longer, with words or without", size=16)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2, 1))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 1))
     for row, (name, found) in zip(upper.subplots(len(TRAININGS), 2 * len(KINDS)), table["trainings"].items()):
         for ax, (caption, image) in zip(row, (pair for kind in KINDS for pair in found[kind]["examples"])):
             common.show(ax, image, title=caption * (row[0] in upper.axes[:1]), width=20, size=12)
@@ -85,8 +86,8 @@ def draw(table):
     for ax, kind in zip(lower.subplots(1, len(KINDS), sharey=True), KINDS):
         for k, (name, found) in enumerate(table["trainings"].items()):
             rates, errors = common.error_bars([found[kind][asked] for asked in ASKED])
-            ax.bar(np.arange(len(ASKED)) + 0.27 * (k - 1), rates, 0.25, yerr=errors, capsize=3, label=name)
-        ax.set_title(f"{kind}s: right of {table['n']}")
+            ax.bar(np.arange(len(ASKED)) + 0.2 * (k - 1.5), rates, 0.19, yerr=errors, capsize=3, label=name)
+        ax.set_title(f"{kind}s: fraction right, n {table['n']}")
         ax.set_xticks(range(len(ASKED)), ASKED.values())
         ax.grid(axis="y", alpha=0.3)
     ax.legend()
