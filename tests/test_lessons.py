@@ -25,7 +25,7 @@ QUICK = {"grid": ["--n", 3], "guidance": ["--n", 2, "--seeds", 0, "--steps", 2],
          "trials": ["--n", 2, "--steps", 2, "--only", "32 groups", "noise on what it is shown"],
          "upsamplers": ["--n", 3, "--steps", 1, "--averaged", 2, "--draws", 2],
          "weaknesses": ["--n", 4, "--seeds", 0, 1, "--scales", 0, 3, "--steps", 2],
-         "words": ["--n", 4, "--steps", 1]}
+         "words": ["--n", 2, "--steps", 1]}
 
 
 @pytest.fixture(scope="module")
