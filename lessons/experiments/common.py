@@ -165,6 +165,13 @@ def error_bars(cells):
     return values, np.array([values - lows, highs - values])
 
 
+def bars(ax, k, of, cells, **looks):
+    """The k-th bar in each of len(cells) groups of so many bars, with its interval."""
+    (values, errors), step = error_bars(cells), 0.81 / of
+    ax.bar(np.arange(len(cells)) + step * (k - (of - 1) / 2), values, step - 0.02, yerr=errors,
+           **{"capsize": 3} | looks)
+
+
 # --- Trainings ---------------------------------------------------------------------------------------
 
 PARTS = "model", "ema", "optimizer"

@@ -35,7 +35,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -209,9 +208,7 @@ def draw(table):
     for ax, (name, title) in zip(right.subplots(len(MEASURES), 1), MEASURES.items()):
         for k, way in enumerate(WAYS):
             cells = [found[way][name] for found in table["holes"].values()]
-            means, errors = common.error_bars(cells)
-            ax.bar(np.arange(len(HOLES)) + 0.27 * (k - 1), means, 0.25, yerr=errors, capsize=4, color=COLORS[way],
-                   label=WAYS[way])
+            common.bars(ax, k, len(WAYS), cells, capsize=4, color=COLORS[way], label=WAYS[way])
         ax.set_xticks(range(len(HOLES)), HOLES, size=14)
         ax.set_title(title, size=15)
         ax.tick_params(axis="y", labelsize=12)

@@ -165,26 +165,20 @@ def draw(table):
     left, right = figure.subplots(1, 2)
     for k, (name, label) in enumerate((("right", "entirely right, small"), ("nouns", "nouns right, large"))):
         cells = [one[name] for one in table["captions"].values()]
-        bars(left, k, cells, label)
+        common.bars(left, k, 3, cells, label=label)
     left.set_xticks(range(len(table["captions"])), table["captions"], rotation=20)
     left.set(title="One pair in ten is wrong, of the rest at most one in fifty", ylim=(0.5, 1.01))
     left.yaxis.set_major_formatter("{x:.0%}")
     rows = table["flat"] | {f"{HOLES[kind]}, {size}": cells for kind, sizes in table["holes"].items()
                             for size, cells in sizes.items()}
     for k, (name, label) in enumerate((("deviation", "standard deviation"), ("off", "mean off"), ("edge", "edge"))):
-        bars(right, k, [cells.get(name) for cells in rows.values()], label)
+        common.bars(right, k, 3, [cells.get(name) for cells in rows.values()], label=label)
     right.set_xticks(range(len(rows)), rows, rotation=30, ha="right")
     right.set(title="Grounds (the truth is 0) are flat to about a level, and off by two", ylabel="levels of 255")
     for ax in (left, right):
         ax.grid(axis="y", alpha=0.3)
         ax.legend(loc="lower right" if ax is left else "best", framealpha=1)
     return figure
-
-
-def bars(ax, k, cells, label):
-    """The k-th bar of each group, with its interval."""
-    means, errors = common.error_bars(cells)
-    ax.bar(np.arange(len(cells)) + 0.27 * (k - 1), means, 0.25, yerr=errors, capsize=3, label=label)
 
 
 def main(argv=None):

@@ -21,7 +21,6 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -81,12 +80,11 @@ def draw(table):
     upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 1))
     for row, (name, found) in zip(upper.subplots(len(TRAININGS), 2 * len(KINDS)), table["trainings"].items()):
         for ax, (caption, image) in zip(row, (pair for kind in KINDS for pair in found[kind]["examples"])):
-            common.show(ax, image, title=caption * (row[0] in upper.axes[:1]), width=20, size=12)
+            common.show(ax, image, title=caption if row[0] is upper.axes[0] else "", width=20, size=12)
         row[0].set_ylabel(name, size=14)
     for ax, kind in zip(lower.subplots(1, len(KINDS), sharey=True), KINDS):
         for k, (name, found) in enumerate(table["trainings"].items()):
-            rates, errors = common.error_bars([found[kind][asked] for asked in ASKED])
-            ax.bar(np.arange(len(ASKED)) + 0.2 * (k - 1.5), rates, 0.19, yerr=errors, capsize=3, label=name)
+            common.bars(ax, k, len(TRAININGS), [found[kind][asked] for asked in ASKED], label=name)
         ax.set_title(f"{kind}s: fraction right, n {table['n']}")
         ax.set_xticks(range(len(ASKED)), ASKED.values())
         ax.grid(axis="y", alpha=0.3)
